@@ -1,0 +1,112 @@
+"""The intermediate representation: one ordered list of frozen nodes, and nothing hung on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from lorashear_ir.axes import Dim
+
+Role = Literal["parameter", "buffer", "constant", "input"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A use of a value, by its name."""
+
+    name: str
+
+
+Scalar = int | float | bool | str | None
+Argument = Scalar | Ref | tuple["Argument", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor: its name in the graph, its element type and shape, and the type of each dim once inferred."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dims: tuple[Dim, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor the program is given: a parameter (or stored buffer), a recomputed buffer, a constant, an input."""
+
+    value: Value
+    role: Role
+    path: str  # name in named_parameters(), named_buffers() or the signature
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator: its arguments in the order of its schema, and the values it makes."""
+
+    op: str
+    arguments: tuple[Argument, ...]
+    outputs: tuple[Value, ...]
+    module: str  # path of the module that called it
+
+    def references(self) -> Iterator[str]:
+        """Names of the values it reads, in order."""
+        return references(self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisInfo:
+    """A free axis of a typed graph. ``reason`` says why no index of it may be removed; empty where one may."""
+
+    name: str
+    size: int
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A root-mean-square normalisation over one dim: removal divides the mean by fewer, so weight and eps are mended.
+
+    The effective weight is ``offset + stored weight``; Gemma's offset is 1.
+    """
+
+    dim: Dim
+    weight: str  # parameter path
+    offset: float
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A traced program. After inference every value has dims, and axes and norms are filled."""
+
+    name: str
+    sources: tuple[Source, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    axes: tuple[AxisInfo, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()  # (another name, first name) of one parameter
+
+    def __str__(self) -> str:
+        from lorashear_ir.text import show
+
+        return show(self)
+
+    def values(self) -> Iterator[Value]:
+        """Every value, in the order of definition."""
+        for source in self.sources:
+            yield source.value
+        for node in self.nodes:
+            yield from node.outputs
+
+
+def references(argument: Argument) -> Iterator[str]:
+    """Names of the values inside an argument."""
+    if isinstance(argument, Ref):
+        yield argument.name
+    elif isinstance(argument, tuple):
+        for part in argument:
+            yield from references(part)

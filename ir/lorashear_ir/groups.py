@@ -1,0 +1,220 @@
+"""Node groups: what can only be removed together, and what its removal takes from every tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lorashear_ir.axes import Axis, Dim, Product, axes_of, size_with
+from lorashear_ir.graph import Norm
+
+
+class SelectionError(ValueError):
+    """A choice of structures that no model can be made of; says which group and index, and why."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One axis of the model and every parameter dim that has it. One of its indices is a structure.
+
+    A "query" group has ``blocks`` (KV heads) times as many structures as its axis has indices: structure
+    ``k * rep + j`` is query head j of KV head k, and every block must lose equally many.
+    """
+
+    name: str
+    kind: str
+    size: int
+    prunable: bool
+    reason: str
+    blocks: int
+    slots: tuple[tuple[str, int], ...]
+    parameters: int
+    axis: Axis = field(repr=False)
+    dims: tuple[Dim, ...] = field(repr=False)  # the type of each slot
+
+    def slices(self, structure: int) -> list[tuple[str, int, list[int]]]:
+        """What structure ``structure`` owns: (parameter name, dim, indices).
+
+        Raises:
+            SelectionError: there is no such structure.
+        """
+        if not 0 <= structure < self.size:
+            raise SelectionError(f"{self.name} has structures 0 to {self.size - 1}; {structure} is none of them")
+        own = Selection({self.axis.name: (self.blocks, frozenset([structure]))})
+        return [
+            (name, dim, sorted(set(range(type_.size)) - set(own.kept(type_))))
+            for (name, dim), type_ in zip(self.slots, self.dims, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class TensorCut:
+    """What a plan does to one tensor: the indices it keeps of some dims, and one factor.
+
+    The result is ``(stored + offset) * scale - offset``; offset is 1 where the class adds 1 to a stored norm weight.
+    """
+
+    keep: Mapping[int, tuple[int, ...]]
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Removed indices by axis name: (blocks, removed). With several blocks the prefix of the axis names the block."""
+
+    removed: Mapping[str, tuple[int, frozenset[int]]]
+
+    def kept(self, dim: Dim) -> list[int]:
+        """The indices of a dim that stay, ascending."""
+        if isinstance(dim, Axis):
+            return self._kept_axis(dim, 0)
+        if isinstance(dim, Product):
+            rows = [0]
+            for factor in dim.factors:
+                if isinstance(factor, Axis) and factor.name in self.removed and self.removed[factor.name][0] > 1:
+                    rows = [row * factor.size + i for row in rows for i in self._kept_axis(factor, row)]
+                else:
+                    inner = self.kept(factor)
+                    rows = [row * factor.size + i for row in rows for i in inner]
+            return rows
+        result: list[int] = []
+        begin = 0
+        for term in dim.terms:
+            result.extend(begin + i for i in self.kept(term))
+            begin += term.size
+        return result
+
+    def _kept_axis(self, axis: Axis, row: int) -> list[int]:
+        blocks, removed = self.removed.get(axis.name, (1, frozenset[int]()))
+        first = row % blocks * axis.size
+        return [i for i in range(axis.size) if first + i not in removed]
+
+
+class Groups(Mapping[str, Group]):
+    """All node groups of a model, by name, in the order of the model's parameters."""
+
+    def __init__(
+        self,
+        groups: Collection[Group],
+        tensors: Mapping[str, tuple[Dim, ...]],
+        norms: Collection[Norm],
+        tied: Mapping[str, str],
+    ) -> None:
+        self._groups = {group.name: group for group in groups}
+        self.tensors, self.norms, self.tied = tensors, tuple(norms), tied
+
+    def __getitem__(self, name: str) -> Group:
+        if name not in self._groups:
+            raise KeyError(f"no group is called {name}; the first of {len(self)} is {next(iter(self), 'none')}")
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def count(self, widths: Mapping[str, int] | None = None) -> int:
+        """The number of parameters, tied ones once, with group ``name`` left at ``widths[name]`` indices of its axis.
+
+        For a query group that is the number of queries left for each KV head.
+        """
+        sizes = {self[name].axis.name: width for name, width in (widths or {}).items()}
+        return sum(math.prod(size_with(d, sizes) for d in dims) for dims in self.tensors.values())
+
+    def check(self, removed: Mapping[str, Collection[int]]) -> None:
+        """Refuse a selection that no model can be made of.
+
+        Raises:
+            SelectionError: unknown or frozen group, unknown or repeated index, unequal blocks, or nothing left.
+        """
+        by_axis = {group.axis.name: group for group in self.values()}
+        for name, indices in removed.items():
+            if name not in self:
+                raise SelectionError(f"no group is called {name}; `lorashear groups` lists them")
+            group = self[name]
+            if indices and not group.prunable:
+                raise SelectionError(f"{name} cannot be pruned: {group.reason}")
+            if len(set(indices)) != len(indices):
+                raise SelectionError(f"{name} names a structure twice: {sorted(indices)}")
+            for index in indices:
+                if not 0 <= index < group.size:
+                    raise SelectionError(f"{name} has structures 0 to {group.size - 1}; {index} is none of them")
+            if len(indices) == group.size:
+                raise SelectionError(f"{name} would lose all its {group.size} structures; one must stay")
+            if group.blocks > 1 and indices:
+                self._check_blocks(group, removed, by_axis)
+
+    def _check_blocks(
+        self, group: Group, removed: Mapping[str, Collection[int]], by_axis: Mapping[str, Group]
+    ) -> None:
+        """Every surviving block loses equally many, and keeps at least one."""
+        gone: set[int] = set()
+        for owner in block_axes(group):
+            gone |= set(removed.get(by_axis[owner.name].name, ()))
+        per_block = [0] * group.blocks
+        for index in removed[group.name]:
+            per_block[index // group.axis.size] += 1
+        counts = {n for block, n in enumerate(per_block) if block not in gone}
+        if len(counts) > 1:
+            raise SelectionError(
+                f"{group.name} loses {per_block} structures from its {group.blocks} blocks; every block that stays must lose equally many"
+            )
+        if counts == {group.axis.size}:
+            raise SelectionError(f"{group.name} would lose all {group.axis.size} structures of a block; one must stay")
+
+    def widths(self, removed: Mapping[str, Collection[int]]) -> dict[str, int]:
+        """What is left of each group's axis (for a query group: queries for each KV head)."""
+        by_axis = {group.axis.name: group for group in self.values()}
+        result: dict[str, int] = {}
+        for name, indices in removed.items():
+            group = self[name]
+            left = group.axis.size - len(indices)
+            if group.blocks > 1:
+                owners = block_axes(group)
+                gone = {i for owner in owners for i in removed.get(by_axis[owner.name].name, ())}
+                stay = next(block for block in range(group.blocks) if block not in gone)
+                left = group.axis.size - sum(index // group.axis.size == stay for index in indices)
+            result[name] = left
+        return result
+
+    def cuts(self, removed: Mapping[str, Collection[int]]) -> dict[str, TensorCut]:
+        """What the removal does to each tensor that it changes, under the tensor's first name.
+
+        An RMSNorm over n channels of which n' stay gets ``w ← w·√(n/n')``; its eps is in `eps`.
+        """
+        self.check(removed)
+        selection = Selection(
+            {self[n].axis.name: (self[n].blocks, frozenset(indices)) for n, indices in removed.items() if indices}
+        )
+        norms = {norm.weight: norm for norm in self.norms}
+        cache: dict[Dim, tuple[int, ...]] = {}
+        result: dict[str, TensorCut] = {}
+        for name, dims in self.tensors.items():
+            keep: dict[int, tuple[int, ...]] = {}
+            for position, dim in enumerate(dims):
+                if any(axis.name in selection.removed for axis in axes_of(dim)):
+                    if dim not in cache:
+                        cache[dim] = tuple(selection.kept(dim))
+                    keep[position] = cache[dim]
+            if keep and name in norms:
+                norm = norms[name]
+                result[name] = TensorCut(keep, math.sqrt(norm.dim.size / len(cache[norm.dim])), norm.offset)
+            elif keep:
+                result[name] = TensorCut(keep)
+        return result
+
+    def eps(self, removed: Mapping[str, Collection[int]]) -> dict[str, float]:
+        """The eps of every norm after the removal, by the name of its weight: ``eps ← eps·n/n'``."""
+        sizes = {self[name].axis.name: width for name, width in self.widths(removed).items()}
+        return {norm.weight: norm.eps * norm.dim.size / size_with(norm.dim, sizes) for norm in self.norms}
+
+
+def block_axes(group: Group) -> tuple[Axis, ...]:
+    """The axes directly to the left of a group's axis in its slots: their indices name its blocks."""
+    for dim in group.dims:
+        if isinstance(dim, Product) and group.axis in dim.factors:
+            return tuple(f for f in dim.factors[: dim.factors.index(group.axis)] if isinstance(f, Axis))
+    return ()

@@ -1,0 +1,120 @@
+"""What users hand in as a model, and its analysis: a folder or hub id, a transformers model, or any nn.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lorashear_ir.graph import Graph
+from lorashear_ir.groups import Groups
+from lorashear_passes.capture import CaptureError, capture
+from lorashear_passes.groups import group
+from lorashear_passes.infer import infer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from lorashear import checkpoint, emit
+from lorashear.errors import LorashearError
+
+Model = str | Path | torch.nn.Module
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model folder, as transformers understands it.
+
+    Raises:
+        LorashearError: transformers refuses it; its first sentence is quoted.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise LorashearError(f"{folder / 'config.json'} is not a config that transformers accepts: {_first(error)}") from error
+
+
+def build_twin(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config on the meta device: every shape and no weight.
+
+    Raises:
+        LorashearError: the config names no causal language model, or its numbers fit no model.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).eval()
+    except Exception as error:
+        kind = config.model_type
+        raise LorashearError(f"no causal language model can be built from this {kind} config: {_first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of somebody else's error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def as_module(model: Model, *, trust_remote_code: bool = False) -> torch.nn.Module:
+    """A module to trace: the meta twin of a folder, or the module itself."""
+    if isinstance(model, torch.nn.Module):
+        return model
+    folder = checkpoint.resolve(model)
+    return build_twin(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
+
+
+def example_inputs(module: torch.nn.Module) -> dict[str, Any]:
+    """Token ids for a language model: two rows of five, enough to tell every dim from every other."""
+    device = next(module.parameters()).device
+    return {"input_ids": torch.zeros(2, 5, dtype=torch.long, device=device), "use_cache": False}
+
+
+def trace(model: Model, inputs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> Graph:
+    """The typed graph of a model. ``str(graph)`` is its text form, and `lorashear.parse` reads that back.
+
+    Args:
+        model: a folder or hub id (traced from its config, without weights), or a module.
+        inputs: keyword arguments of its forward; needed for a module that is no transformers model.
+
+    Raises:
+        LorashearError: no such model, inputs missing, or the model cannot be traced.
+    """
+    return infer(captured(as_module(model, trust_remote_code=trust_remote_code), inputs))
+
+
+def captured(module: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
+    """The graph of a module before inference."""
+    if inputs is None and not hasattr(module, "config"):
+        raise LorashearError(f"{type(module).__name__} is no transformers model: pass inputs, its forward's arguments")
+    try:
+        return capture(module, inputs if inputs is not None else example_inputs(module))
+    except CaptureError as error:
+        raise LorashearError(str(error)) from error
+
+
+def groups(model: Model | Graph, inputs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> Groups:
+    """The node groups of a model or graph, by name.
+
+    A group is prunable if removing one of its structures is exact and, for a model with a config, if some config can
+    express the result.
+    """
+    if isinstance(model, Graph):
+        return group(model)
+    module = as_module(model, trust_remote_code=trust_remote_code)
+    found = group(trace(module, inputs))
+    config = getattr(module, "config", None)
+    return expressible(found, config) if isinstance(config, PreTrainedConfig) else found
+
+
+def expressible(found: Groups, config: PreTrainedConfig) -> Groups:
+    """The groups, those not prunable that no config of this class could express, with the reason."""
+    verdicts: dict[tuple[str, int], str] = {}
+    result = []
+    for each in found.values():
+        family = (each.kind, each.size)
+        if each.prunable and family not in verdicts:
+            members = [g for g in found.values() if (g.kind, g.size) == family and g.prunable]
+            removed = {g.name: [block * g.axis.size for block in range(g.blocks)] for g in members}
+            fits = emit.fields_for(config, found, removed, one_layer=True) is not None
+            verdicts[family] = "" if fits else f"no field of {type(config).__name__} sets this width alone"
+        reason = each.reason or verdicts.get(family, "")
+        result.append(replace(each, prunable=not reason, reason=reason))
+    return Groups(result, found.tensors, found.norms, found.tied)

@@ -1,0 +1,120 @@
+"""RMSNorm, recognised by its structure: x · rsqrt(mean(x²) + eps) · w, in whatever casts it is dressed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from lorashear_ir.graph import Graph, Node, Norm, Ref
+from lorashear_ir.ops import Dims
+
+CASTS = {"to", "_to_copy", "type_as", "float"}
+
+
+@dataclass(frozen=True)
+class FoundNorm:
+    """A norm, and the name of the value that holds its mean."""
+
+    norm: Norm
+    mean: str
+
+
+def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
+    """Every RMSNorm over a last dim that has a weight of its own."""
+    finder = _Finder(graph)
+    found: list[FoundNorm] = []
+    for node in graph.nodes:
+        if node.op == "mean":
+            match = finder.from_mean(node)
+        elif node.op == "rms_norm":
+            match = finder.from_operator(node)
+        else:
+            continue
+        if match is not None:
+            weight, offset, eps = match
+            squared = node.arguments[0]
+            assert isinstance(squared, Ref)
+            found.append(FoundNorm(Norm(dims[squared.name][-1], weight, offset, eps), node.outputs[0].name))
+    return found
+
+
+class _Finder:
+    def __init__(self, graph: Graph) -> None:
+        self.made_by = {value.name: node for node in graph.nodes for value in node.outputs}
+        self.parameters = {s.value.name: s.path for s in graph.sources if s.role == "parameter"}
+        self.users: dict[str, list[Node]] = defaultdict(list)
+        for node in graph.nodes:
+            for name in dict.fromkeys(node.references()):
+                self.users[name].append(node)
+
+    def from_operator(self, node: Node) -> tuple[str, float, float] | None:
+        weight = node.arguments[2] if len(node.arguments) > 2 else None
+        eps = node.arguments[3] if len(node.arguments) > 3 else None
+        if isinstance(weight, Ref) and weight.name in self.parameters and isinstance(eps, float):
+            return self.parameters[weight.name], 0.0, eps
+        return None
+
+    def from_mean(self, mean: Node) -> tuple[str, float, float] | None:
+        """Walk mean → + eps → rsqrt → · x → · w; None where a step is missing or a value has other uses."""
+        x = self._squared(mean)
+        if x is None or mean.arguments[1:3] != ((-1,), True):
+            return None
+        plus = self._only_user(mean, {"add"})
+        eps = plus and next((a for a in plus.arguments if isinstance(a, float)), None)
+        root = plus and self._only_user(plus, {"rsqrt"})
+        scaled = root and self._only_user(root, {"mul"})
+        if eps is None or scaled is None or self._bare(self._other(scaled, root)) != x:
+            return None
+        weighted = self._only_user(scaled, {"mul"})
+        weight = weighted and self._weight(self._other_of(weighted, scaled))
+        return weight and (*weight, eps)
+
+    def _squared(self, mean: Node) -> str | None:
+        """The name of x where the mean is over x²."""
+        argument = mean.arguments[0]
+        node = self.made_by.get(argument.name) if isinstance(argument, Ref) else None
+        if node is None or not isinstance(node.arguments[0], Ref):
+            return None
+        if (node.op == "pow" and node.arguments[1] == 2) or (node.op == "mul" and len(set(node.arguments)) == 1):
+            return self._bare(node.arguments[0].name)
+        return None
+
+    def _bare(self, name: str | None) -> str | None:
+        """The value before its casts."""
+        while name in self.made_by and self.made_by[name].op in CASTS:
+            first = self.made_by[name].arguments[0]
+            name = first.name if isinstance(first, Ref) else None
+        return name
+
+    def _only_user(self, node: Node, ops: set[str]) -> Node | None:
+        """The one user of a node, looking through casts, if it is one of the ops."""
+        users = self.users[node.outputs[0].name]
+        if len(users) != 1:
+            return None
+        if users[0].op in CASTS:
+            return self._only_user(users[0], ops)
+        return users[0] if users[0].op in ops else None
+
+    def _other(self, node: Node, known: Node | None) -> str | None:
+        """The operand of a product that is not ``known``."""
+        assert known is not None
+        names = [a.name for a in node.arguments if isinstance(a, Ref) and a.name != known.outputs[0].name]
+        return names[0] if len(names) == 1 else None
+
+    def _other_of(self, node: Node, known: Node) -> str | None:
+        names = [a.name for a in node.arguments if isinstance(a, Ref)]
+        others = [n for n in names if self._bare(n) != known.outputs[0].name]
+        return others[0] if len(others) == 1 else None
+
+    def _weight(self, name: str | None) -> tuple[str, float] | None:
+        """A parameter, or a parameter plus a number: its path and the number."""
+        bare = self._bare(name)
+        if bare in self.parameters:
+            return self.parameters[bare], 0.0
+        node = self.made_by.get(bare or "")
+        if node is not None and node.op == "add":
+            inner = next((self._bare(a.name) for a in node.arguments if isinstance(a, Ref)), None)
+            number = next((a for a in node.arguments if isinstance(a, int | float)), None)
+            if inner in self.parameters and number is not None:
+                return self.parameters[inner], float(number)
+        return None
