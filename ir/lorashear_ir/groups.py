@@ -41,11 +41,34 @@ class Group:
         """
         if not 0 <= structure < self.size:
             raise SelectionError(f"{self.name} has structures 0 to {self.size - 1}; {structure} is none of them")
-        own = Selection({self.axis.name: (self.blocks, frozenset([structure]))})
+        block, index = divmod(structure, self.axis.size)
+        row = block if self.blocks > 1 else None
         return [
-            (name, dim, sorted(set(range(type_.size)) - set(own.kept(type_))))
+            (name, dim, _owned(type_, self.axis, index, row))
             for (name, dim), type_ in zip(self.slots, self.dims, strict=True)
         ]
+
+
+def _owned(dim: Dim, axis: Axis, index: int, block: int | None) -> list[int]:
+    """The indices of a dim at which ``axis`` stands at ``index``, in the given block only if one is given."""
+    if isinstance(dim, Axis):
+        return [index] if dim == axis else []
+    found: set[int] = set()
+    if isinstance(dim, Product):
+        for position, factor in enumerate(dim.factors):
+            inner = _owned(factor, axis, index, block)
+            if not inner:
+                continue
+            rows = math.prod(f.size for f in dim.factors[:position])
+            tail = math.prod(f.size for f in dim.factors[position + 1 :])
+            for row in range(rows) if block is None else (block,):
+                found.update((row * factor.size + i) * tail + j for i in inner for j in range(tail))
+    else:
+        begin = 0
+        for term in dim.terms:
+            found.update(begin + i for i in _owned(term, axis, index, block))
+            begin += term.size
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,11 @@ class Groups(Mapping[str, Group]):
     def __len__(self) -> int:
         return len(self._groups)
 
+    def only(self, kinds: Collection[str]) -> Groups:
+        """The prunable groups of some kinds; `count` still counts the whole model."""
+        chosen = [group for group in self.values() if group.prunable and group.kind in kinds]
+        return Groups(chosen, self.tensors, self.norms, self.tied)
+
     def count(self, widths: Mapping[str, int] | None = None) -> int:
         """The number of parameters, tied ones once, with group ``name`` left at ``widths[name]`` indices of its axis.
 
@@ -153,7 +181,7 @@ class Groups(Mapping[str, Group]):
         """Every surviving block loses equally many, and keeps at least one."""
         gone: set[int] = set()
         for owner in block_axes(group):
-            gone |= set(removed.get(by_axis[owner.name].name, ()))
+            gone |= set(removed.get(by_axis[owner.name].name, ()) if owner.name in by_axis else ())
         per_block = [0] * group.blocks
         for index in removed[group.name]:
             per_block[index // group.axis.size] += 1
@@ -174,7 +202,7 @@ class Groups(Mapping[str, Group]):
             left = group.axis.size - len(indices)
             if group.blocks > 1:
                 owners = block_axes(group)
-                gone = {i for owner in owners for i in removed.get(by_axis[owner.name].name, ())}
+                gone = {i for o in owners if o.name in by_axis for i in removed.get(by_axis[o.name].name, ())}
                 stay = next(block for block in range(group.blocks) if block not in gone)
                 left = group.axis.size - sum(index // group.axis.size == stay for index in indices)
             result[name] = left

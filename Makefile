@@ -1,0 +1,42 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+PYTEST_FLAGS ?= -n 2
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test check format wheel bench clean
+
+help:  ## list the targets
+	@grep -hE '^[.a-z]+:.*## ' Makefile | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 12
+
+.venv: .venv/stamp  ## the environment: the package in place, its dependencies as pinned, the tools
+.venv/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/stamp  ## prune the shipped model and show what became of it
+	$(BIN)/python examples/01_demo.py
+
+test: .venv/stamp  ## the whole test suite (PYTEST_FLAGS='-n 2'; e.g. PYTEST_FLAGS='-m "not slow"')
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: .venv/stamp  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/stamp  ## put the code into its format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: .venv/stamp  ## build the wheel, look into it, and try it in a fresh environment
+	$(BIN)/python tools/try_wheel.py
+
+bench: .venv/stamp  ## time the analysis
+	$(BIN)/python tools/bench_analysis.py
+
+clean:  ## remove .venv, caches and builds
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

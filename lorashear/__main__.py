@@ -1,0 +1,5 @@
+"""``python -m lorashear``."""
+
+from lorashear.cli import main
+
+main()

@@ -1,0 +1,197 @@
+"""The command line: the same words and defaults as the functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorashear.errors import LorashearError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+Model = Annotated[str, typer.Argument(help="folder or hub id")]
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def main() -> None:
+    """Exit code 0 done; 2 the request or the input is wrong, one sentence on stderr; 1 everything else."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app(arguments)
+    except LorashearError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"lorashear: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("lorashear: stopped; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@app.command("compile")
+def compile_(
+    model: Model,
+    ratio: Annotated[float, typer.Option(help="share of all parameters to remove")],
+    out: Annotated[Path, typer.Option(help="result folder")],
+    text: Annotated[list[Path] | None, typer.Option(help=".txt, .jsonl or .parquet to calibrate on")] = None,
+    one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="let widths differ between layers")] = False,
+    prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
+    round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
+    criterion: Annotated[str | None, typer.Option(help="obs, wanda, magnitude or random")] = None,
+    context: Annotated[int | None, typer.Option(help="tokens a calibration window")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
+    revision: Annotated[str | None, typer.Option(help="hub revision")] = None,
+    trust_remote_code: Remote = False,
+    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A model folder in, a smaller ordinary one out."""
+    from lorashear.compiler import compile
+
+    result = compile(
+        model,
+        ratio,
+        out,
+        text=list(text or ()),
+        one_shot=one_shot,
+        per_layer=per_layer,
+        prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
+        round_to=round_to,
+        criterion=criterion,
+        context=context,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+        overwrite=overwrite,
+        say=_say,
+    )
+    report = result.report
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    parameters, perplexity = report["parameters"], report["perplexity"]
+    print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({report['ratio']['reached']:.2%} removed)")
+    if perplexity:
+        print(f"perplexity {perplexity['before']:.3f} → {perplexity['after']:.3f} ({perplexity['data']})")
+    print(f"{report['note'] + '; ' if report['note'] else ''}written to {out} ({report['route']})")
+
+
+@app.command()
+def groups(model: Model, as_json: AsJson = False, trust_remote_code: Remote = False) -> None:
+    """The node groups: name, kind, structures, weights each, prunable or the reason."""
+    from lorashear.compiler import table
+    from lorashear.models import groups as groups_of
+
+    found = groups_of(model, trust_remote_code=trust_remote_code)
+    if as_json:
+        rows = [
+            {
+                "name": g.name,
+                "kind": g.kind,
+                "size": g.size,
+                "blocks": g.blocks,
+                "parameters": g.parameters,
+                "prunable": g.prunable,
+                "reason": g.reason,
+                "slots": [list(slot) for slot in g.slots],
+            }
+            for g in found.values()
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        print(table(found))
+
+
+@app.command()
+def trace(
+    model: Model,
+    out: Annotated[Path | None, typer.Option(help="file to write instead of printing")] = None,
+    trust_remote_code: Remote = False,
+) -> None:
+    """The typed graph as text, which `lorashear.parse` reads back."""
+    from lorashear.models import trace as trace_of
+
+    text = str(trace_of(model, trust_remote_code=trust_remote_code))
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="plan.json")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="result folder")],
+    revision: Annotated[str | None, typer.Option(help="hub revision")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+) -> None:
+    """The slice that a plan describes, tensor by tensor and without torch."""
+    from lorashear.applying import apply as apply_plan
+    from lorashear.plans import Plan
+
+    loaded = Plan.load(plan)
+    apply_plan(loaded, model, out, revision=revision, overwrite=overwrite)
+    print(f"written to {out}")
+    if loaded.changed:
+        print(f"{len(loaded.changed)} tensors that compensation changed are plain slices here: a plan does not replay it")
+
+
+@app.command()
+def verify(model: Model, pruned: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")]) -> None:
+    """Check a pruned folder against its original and its plan."""
+    from lorashear.verifying import verify as verify_pair
+
+    for line in verify_pair(model, pruned):
+        print(line)
+
+
+@app.command("eval")
+def eval_(
+    models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
+    text: Annotated[list[Path], typer.Option(help=".txt, .jsonl or .parquet")],
+    context: Annotated[int, typer.Option(help="tokens a window")] = 256,
+    limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity on text: packed windows, every token but the first of each."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from lorashear import checkpoint, data
+    from lorashear.compiler import load
+    from lorashear.evaluate import perplexity
+
+    documents = data.read_texts(text)
+    rows = {}
+    for name in models:
+        folder = checkpoint.resolve(name)
+        windows = data.windows(AutoTokenizer.from_pretrained(folder), documents, context, limit)
+        found = perplexity(load(folder).to(torch.float32), windows)
+        rows[name] = {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "context": context}
+        if not as_json:
+            print(f"{name}: perplexity {found.perplexity:.3f} ({found.tokens:,} tokens, context {context})", flush=True)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

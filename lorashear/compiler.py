@@ -1,0 +1,320 @@
+"""The product, top to bottom: a model folder in, a smaller ordinary one out."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lorashear_ir.groups import Groups
+from lorashear_passes import oneshot
+from lorashear_passes.allocate import Unreachable
+from lorashear_passes.groups import group
+from lorashear_passes.infer import infer
+from lorashear_passes.oneshot import Outcome, compress
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from lorashear import checkpoint, data, evaluate, models, report
+from lorashear.config import Settings
+from lorashear.errors import LorashearError
+from lorashear.folder import write_folder, write_json
+from lorashear.modeling_lorashear_llama import LorashearLlamaForCausalLM
+from lorashear.output import check_target, output_folder
+from lorashear.planning import lower, stored_names
+from lorashear.plans import Plan
+from lorashear.pruning import cut_tensor
+from lorashear.stages import Say, Stages
+
+Progress = Callable[[str, int, int], None]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EVALUATION_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What `compile` made: the folder, the plan and the report."""
+
+    folder: Path
+    plan: Plan
+    report: Mapping[str, Any]
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The small model, read from the folder."""
+        return load(self.folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the result folder. Raises LorashearError where the target is in use."""
+        self.export("safetensors", folder)
+
+    def export(self, format: str, path: str | Path) -> None:
+        """As `lorashear.export`."""
+        from lorashear.exporting import export
+
+        export(self.folder, format, path)
+
+
+def load(folder: str | Path) -> torch.nn.Module:
+    """Any folder that LoRAShear wrote, as a transformers model in its stored dtype.
+
+    Raises:
+        LorashearError: no model folder.
+    """
+    source = checkpoint.Checkpoint.open(Path(folder))
+    if source.config.get("model_type") == "lorashear_llama":
+        return LorashearLlamaForCausalLM.from_pretrained(folder, dtype="auto")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+
+def compile(
+    model: models.Model,
+    ratio: float,
+    out: str | Path | None = None,
+    *,
+    text: Sequence[str | Path] | str | Path = (),
+    tokenizer: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    say: Say | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> CompileResult:
+    """Make a model smaller by ``ratio`` of its parameters and write it to the folder ``out``.
+
+    Args:
+        model: a folder, a hub id, or a transformers model (then ``tokenizer`` is needed to use text).
+        out: the result folder; a temporary one where it is left out.
+        text: .txt, .jsonl or .parquet files to calibrate on; without text structures are ranked by magnitude.
+        say, progress: called with a line for each stage, and with (stage, done, total).
+        settings: see `lorashear.config.Settings`.
+
+    Raises:
+        LorashearError: the request or the input is wrong, or the ratio is out of reach.
+    """
+    wanted = Settings(ratio=ratio, **settings)
+    texts = [text] if isinstance(text, str | Path) else list(text)
+    with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
+        if isinstance(model, torch.nn.Module):
+            folder, name = _saved(model, tokenizer, Path(scratch)), type(model).__name__
+        else:
+            folder = checkpoint.resolve(model, revision)
+            name = str(model) if not Path(model).exists() else Path(model).resolve().name
+        target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
+        source = checkpoint.Checkpoint.open(folder)
+        check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
+        return _compile(source, name, target, wanted, texts, trust_remote_code, overwrite, Stages(say), progress)
+
+
+def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
+    """A module given in memory, as a folder."""
+    if not isinstance(model, PreTrainedModel):
+        raise LorashearError(f"compile takes a folder, a hub id or a transformers model, and {type(model).__name__} is none")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _compile(
+    source: checkpoint.Checkpoint,
+    name: str,
+    target: Path,
+    settings: Settings,
+    texts: list[str | Path],
+    trust_remote_code: bool,
+    overwrite: bool,
+    stage: Stages,
+    progress: Progress | None,
+) -> CompileResult:
+    with stage("read"):
+        config = models.read_config(source.folder, trust_remote_code=trust_remote_code)
+        twin = models.build_twin(config, trust_remote_code=trust_remote_code)
+        shapes = {n: tuple(p.shape) for n, p in twin.named_parameters()}
+        shapes |= {n: tuple(b.shape) for n, b in twin.named_buffers() if n in twin.state_dict()}
+        source.check_shapes(shapes, _tied(twin))
+        source.check_finite()
+        calibration, held_out = _windows(source, config, texts, settings)
+    with stage("capture"):
+        graph = models.captured(twin)
+        stage.made("capture", lambda: str(graph))
+    with stage("infer"):
+        typed = infer(graph)
+        stage.made("infer", lambda: str(typed))
+    with stage("group"):
+        groups = models.expressible(group(typed), config)
+        stage.made("groups", lambda: table(groups))
+    with stage("prune"):
+        scratch = _working_copy(source.folder, settings, trust_remote_code)
+        before = evaluate.perplexity(scratch, held_out) if held_out is not None else None
+        outcome = _outcome(scratch, groups, calibration, settings, progress)
+    with stage("plan"):
+        recorded = {**asdict(settings), "criterion": _criterion(settings, calibration), "text": calibration is not None}
+        plan = lower(source, config, groups, outcome.removed, recorded)
+        replace = _replacements(source, groups, plan, outcome)
+        changed = {n: hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for n, a in replace.items()}
+        plan = Plan(**{**vars(plan), "changed": changed})
+        stage.made("plan", plan.to_json)
+    with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
+        with stage("slice"):
+            write_folder(plan, source, folder, replace=replace)
+        with stage("evaluate"):
+            after = evaluate.perplexity(_working_copy(folder, settings, True), held_out) if held_out is not None else None
+        content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, held_out)
+        _finish(folder, plan, content)
+    return CompileResult(target, plan, content)
+
+
+def _tied(twin: torch.nn.Module) -> dict[str, str]:
+    """For each further name of a parameter, its first name."""
+    first: dict[int, str] = {}
+    names = {n: first.setdefault(id(p), n) for n, p in twin.named_parameters(remove_duplicate=False)}
+    return {name: original for name, original in names.items() if name != original}
+
+
+def _windows(
+    source: checkpoint.Checkpoint, config: PreTrainedConfig, texts: list[str | Path], settings: Settings
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Calibration windows and held-out ones, [windows, context] each, taken by turns from the text; None without text."""
+    if not texts:
+        return None, None
+    documents = data.read_texts(texts)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    except Exception as error:
+        raise LorashearError(f"no tokenizer can be read from '{source.folder}', and text needs one: {error}") from error
+    most = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 512)
+    length = settings.context or min(most, 512)
+    if length > most:
+        raise LorashearError(f"context is {length}, but the model's positions end at {most}")
+    evaluation = -(-EVALUATION_TOKENS // (length - 1))
+    found = data.windows(tokenizer, documents, length, limit=settings.windows + evaluation, seed=settings.seed)
+    if len(found) < 2:
+        return found, None
+    count = max(1, round(len(found) * settings.windows / (settings.windows + evaluation)))
+    chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
+    return found[chosen[:count].sort().values], found[chosen[count:].sort().values]
+
+
+def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> torch.nn.Module:
+    """The model to compute with, in memory: on a CPU in float32, which it is fast in."""
+    if settings.dtype is not None and settings.dtype not in DTYPES:
+        raise LorashearError(f"dtype is {settings.dtype}; there are {', '.join(DTYPES)}")
+    dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.to(settings.device).eval()
+
+
+def _criterion(settings: Settings, calibration: torch.Tensor | None) -> str:
+    return settings.criterion or ("obs" if calibration is not None else "magnitude")
+
+
+def _outcome(
+    model: torch.nn.Module,
+    groups: Groups,
+    calibration: torch.Tensor | None,
+    settings: Settings,
+    progress: Progress | None,
+) -> Outcome:
+    criterion = _criterion(settings, calibration)
+    if calibration is None and criterion not in ("magnitude", "random"):
+        raise LorashearError(f"criterion is {criterion}, which needs text: pass text (--text FILE)")
+    chosen = groups.only(settings.prune)
+    if not chosen:
+        raise LorashearError(f"the model has no prunable group of the kinds {', '.join(settings.prune)}")
+    batches = None
+    if calibration is not None:
+        size = evaluate.batch_size(calibration.shape[1], int(model.config.get_text_config().vocab_size))  # type: ignore[union-attr]
+        batches = [{"input_ids": rows.to(settings.device), "use_cache": False} for rows in calibration.split(size)]
+    try:
+        return compress(
+            model,
+            chosen,
+            batches,
+            ratio=settings.ratio,
+            per_layer=settings.per_layer,
+            round_to=settings.round_to,
+            settings=oneshot.Settings(criterion=criterion, compensate=settings.compensate, seed=settings.seed),
+            progress=progress,
+        )
+    except Unreachable as error:
+        raise LorashearError(str(error)) from error
+
+
+def _replacements(
+    source: checkpoint.Checkpoint, groups: Groups, plan: Plan, outcome: Outcome
+) -> dict[str, np.ndarray]:
+    """The refitted weights as they will be stored, by their names on disk."""
+    result: dict[str, np.ndarray] = {}
+    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+    for stored, name in stored_names(source, groups).items():
+        if name in outcome.weights:
+            weight = outcome.weights[name].detach().cpu()
+            small = cut_tensor(weight, plan.tensors[stored]) if stored in plan.tensors else weight
+            small = small.to(dtypes[source.tensors[stored].dtype]).contiguous()
+            result[stored] = small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
+    return result
+
+
+def _report(
+    source: checkpoint.Checkpoint,
+    name: str,
+    folder: Path,
+    settings: Settings,
+    groups: Groups,
+    outcome: Outcome,
+    plan: Plan,
+    stage: Stages,
+    before: evaluate.Perplexity | None,
+    after: evaluate.Perplexity | None,
+    held_out: torch.Tensor | None,
+) -> dict[str, Any]:
+    small = checkpoint.Checkpoint.open(folder)
+    counts = [_count(found, groups) for found in (source, small)]
+    perplexity = None
+    if before is not None and after is not None and held_out is not None:
+        what = f"{before.tokens:,} tokens of the calibration text that were not calibrated on, context {held_out.shape[1]}"
+        perplexity = {"before": before.perplexity, "after": after.perplexity, "tokens": before.tokens, "data": what}
+    return {
+        "model": name,
+        "ratio": {"asked": settings.ratio, "reached": 1 - counts[1] / counts[0]},
+        "parameters": {"before": counts[0], "after": counts[1]},
+        "bytes": {"before": source.bytes, "after": small.bytes},
+        "widths": report.layer_widths(groups, outcome.removed),
+        "route": plan.route,
+        "criterion": plan.settings["criterion"],
+        "compensated": sorted(plan.changed),
+        "perplexity": perplexity,
+        "note": "" if held_out is not None else "no text was given: ranked without data, not compensated",
+        "seconds": stage.seconds,
+        "peak_bytes": stage.peak_bytes,
+        "device": settings.device,
+        "settings": asdict(settings),
+    }
+
+
+def _count(found: checkpoint.Checkpoint, groups: Groups) -> int:
+    """Parameters as they lie on disk, tied ones once."""
+    first = {groups.tied.get(name, name): info for name, info in found.tensors.items()}
+    return sum(int(np.prod(info.shape, dtype=np.int64)) for name, info in first.items() if name in groups.tensors)
+
+
+def _finish(folder: Path, plan: Plan, content: dict[str, Any]) -> None:
+    (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
+    write_json(folder / "lorashear" / "report.json", content)
+
+
+def table(groups: Groups) -> str:
+    """The groups as lines: name, kind, structures, weights a structure, prunable or why not."""
+    rows = [("group", "kind", "structures", "weights each", "prunable")]
+    rows += [(g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        f"{r[0]:{widths[0]}}  {r[1]:{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]}" for r in rows
+    )

@@ -1,0 +1,49 @@
+"""What a user can ask of `compile`: one dataclass behind the function and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorashear.errors import LorashearError
+
+KINDS = ("head", "query", "ffn", "hidden")
+CRITERIA = ("obs", "wanda", "magnitude", "random")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The words and defaults of `lorashear compile`.
+
+    Raises:
+        LorashearError: a value makes no sense; the sentence names it.
+    """
+
+    ratio: float  # share of all parameters to remove, tied ones counted once
+    one_shot: bool = False  # no training
+    per_layer: bool = False  # widths may differ between layers
+    prune: tuple[str, ...] = ("head", "query", "ffn")  # kinds of structures
+    round_to: int = 1  # MLP and hidden widths are multiples of this
+    criterion: str | None = None  # by default obs with text, magnitude without
+    compensate: bool = True  # refit by least squares where there is text
+    windows: int = 128  # calibration windows
+    context: int | None = None  # tokens a window; by default the model's context, at most 512
+    device: str = "cpu"
+    dtype: str | None = None  # to compute in; by default float32 on a CPU, else as stored
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise LorashearError(f"ratio is {self.ratio:g}; it is the share of parameters to remove, between 0 and 1")
+        unknown = [kind for kind in self.prune if kind not in KINDS]
+        if unknown or not self.prune:
+            raise LorashearError(f"prune names {', '.join(unknown) or 'nothing'}; the kinds are {', '.join(KINDS)}")
+        if self.round_to < 1:
+            raise LorashearError(f"round_to is {self.round_to}; it is a multiple for widths, 1 or more")
+        if self.windows < 1:
+            raise LorashearError(f"windows is {self.windows}; calibration needs 1 or more")
+        if self.context is not None and self.context < 8:
+            raise LorashearError(f"context is {self.context}; a window needs 8 tokens or more")
+        if self.criterion is not None and self.criterion not in CRITERIA:
+            raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
+        if not self.one_shot:
+            raise LorashearError("training while pruning (LHSPG) is not built yet: pass one_shot=True (--one-shot)")

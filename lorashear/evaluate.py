@@ -1,0 +1,184 @@
+"""What a model is worth and what it costs: perplexity on packed windows, tokens a second."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lorashear.errors import LorashearError
+
+# A batch's logits are the largest tensor of an evaluation: at 128k pieces one token's are half a megabyte in fp32.
+LOGIT_BYTES = 512 * 2**20
+# Beyond some thousands of tokens a larger batch is no faster, only larger.
+TOKENS_PER_BATCH = 16 * 1024
+# The loss makes fp32 copies of the logits it sees, so it sees few at a time.
+LOSS_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``nll``: mean negative log-likelihood in nats a token; ``tokens``: how many were scored; ``perplexity``: e^nll."""
+
+    nll: float
+    tokens: int
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of two models measured by turns, and how many times faster the pruned one is."""
+
+    dense: float
+    pruned: float
+    ratio: float
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients for a while; every module gets its own mode back. Gives the model's device."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next((p.device for p in model.parameters()), torch.device("cpu"))
+    finally:
+        for module in training:
+            module.training = True
+
+
+def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None) -> Perplexity:
+    """Score every token of each window but the first, given those before it in the window.
+
+    Args:
+        model: a causal language model; it stays on its device and in its dtype, the loss is computed in fp32.
+        windows: token ids, int64 [windows, length], from :func:`lorashear.data.pack`.
+        batch: windows a forward pass; by default as many as keep the logits under half a gigabyte, at least one.
+
+    Raises:
+        LorashearError: there is no window, or nothing to predict in it.
+    """
+    count, length = windows.shape
+    if count < 1 or length < 2:
+        raise LorashearError(f"{count} windows of {length} tokens leave nothing to predict; give more text")
+    batch = batch or batch_size(length, _vocabulary(model, windows))
+    total = 0.0
+    with evaluating(model) as device:
+        for rows in windows.split(batch):
+            rows = rows.to(device)
+            logits: torch.Tensor = model(input_ids=rows, use_cache=False).logits
+            total += _summed_nll(logits[:, :-1], rows[:, 1:])
+            del logits  # or the next batch's would be made beside it
+    tokens = count * (length - 1)
+    nll = total / tokens
+    return Perplexity(nll, tokens, math.exp(nll) if nll < 700 else math.inf)
+
+
+def batch_size(length: int, vocabulary: int) -> int:
+    """How many windows of ``length`` tokens go through a model of so many pieces at once, at least one."""
+    return max(1, min(LOGIT_BYTES // (4 * length * vocabulary), TOKENS_PER_BATCH // length))
+
+
+def _summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """Sum over [rows, positions] of -log p(target) in nats; logits [rows, positions, vocabulary] of any dtype."""
+    positions = max(1, LOSS_BYTES // (4 * logits.shape[-1]))
+    losses = [
+        functional.cross_entropy(some.float(), wanted, reduction="sum").double()
+        for row, target in zip(logits, targets, strict=True)
+        for some, wanted in zip(row.split(positions), target.split(positions), strict=True)
+    ]
+    return torch.stack(losses).sum().item()
+
+
+def _vocabulary(model: nn.Module, windows: torch.Tensor) -> int:
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return int(windows.max()) + 1
+    return int(config.get_text_config().vocab_size)
+
+
+def decode_speed(model: nn.Module, *, prompt: int = 32, tokens: int = 32, batch: int = 1, repeats: int = 5) -> float:
+    """New tokens a second, greedy, with a KV cache: ``tokens`` after a random prompt of ``prompt`` tokens in ``batch``
+    rows. The prompt's own pass is not timed. Median of ``repeats`` after one run to warm up."""
+    return _rates([model], partial(_decode, prompt=prompt, tokens=tokens, batch=batch), repeats)[0]
+
+
+def forward_speed(model: nn.Module, *, length: int = 128, batch: int = 1, repeats: int = 5) -> float:
+    """Prompt tokens a second: one pass over ``batch`` rows of ``length`` random tokens, logits of all of them.
+    Median of ``repeats`` after one run to warm up."""
+    return _rates([model], partial(_forward, length=length, batch=batch), repeats)[0]
+
+
+def compare_speed(
+    dense: nn.Module,
+    pruned: nn.Module,
+    kind: Literal["decode", "forward"] = "decode",
+    *,
+    length: int = 128,
+    prompt: int = 32,
+    tokens: int = 32,
+    batch: int = 1,
+    repeats: int = 7,
+) -> Speed:
+    """:func:`decode_speed` or :func:`forward_speed` of both models, measured by turns in one run, so that whatever
+    else the machine does slows both alike. ``ratio`` is pruned over dense."""
+    run = {
+        "decode": partial(_decode, prompt=prompt, tokens=tokens, batch=batch),
+        "forward": partial(_forward, length=length, batch=batch),
+    }[kind]
+    one, other = _rates([dense, pruned], run, repeats)
+    return Speed(one, other, other / one)
+
+
+# One run on one model: (tokens, seconds).
+Run = Callable[[Any], tuple[int, float]]
+
+
+def _rates(models: Sequence[nn.Module], run: Run, repeats: int) -> list[float]:
+    """Median tokens a second of each model over ``repeats`` rounds in which every model runs once."""
+    if repeats < 1:
+        raise LorashearError(f"{repeats} repeats measure nothing; ask for 1 or more")
+    for model in models:
+        run(model)
+    rounds = [[run(model) for model in models] for _ in range(repeats)]
+    return [statistics.median(tokens / seconds for tokens, seconds in column) for column in zip(*rounds, strict=True)]
+
+
+def _decode(model: Any, prompt: int, tokens: int, batch: int) -> tuple[int, float]:
+    with evaluating(model) as device:
+        output = model(input_ids=_random_ids(model, batch, prompt, device), use_cache=True)
+        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        started = _now(device)
+        for _ in range(tokens):
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        return batch * tokens, _now(device) - started
+
+
+def _forward(model: Any, length: int, batch: int) -> tuple[int, float]:
+    with evaluating(model) as device:
+        ids = _random_ids(model, batch, length, device)
+        started = _now(device)
+        model(input_ids=ids, use_cache=False)
+        return batch * length, _now(device) - started
+
+
+def _random_ids(model: Any, batch: int, length: int, device: torch.device) -> torch.Tensor:
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,113 @@
+"""A result folder appears whole or not at all: work goes to a hidden folder beside it, renamed at the end."""
+
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lorashear.errors import LorashearError
+
+
+def check_target(target: Path, *, source: Path | None, overwrite: bool, bytes_needed: int) -> None:
+    """Whether a result of `bytes_needed` can be written to `target`; for asking early, before hours of work.
+
+    Raises LorashearError if the target is a file, holds something and may not be overwritten, lies in `source` or
+    around it, holds the current folder, cannot be written, or if the disk lacks the space.
+    """
+    target = target.expanduser().resolve()
+    _refuse_occupied(target, overwrite)
+    if source is not None and _nested(target, source.expanduser().resolve()):
+        raise LorashearError(
+            f"the output folder '{target}' and the model '{source}' are the same or lie one in the other; "
+            "choose another output folder"
+        )
+    if Path.cwd().is_relative_to(target):
+        raise LorashearError(f"the output folder '{target}' is or holds the current folder; choose another one")
+    nearest = next(folder for folder in target.parents if folder.exists())
+    if not nearest.is_dir():
+        raise LorashearError(f"no output folder can be made at '{target}': '{nearest}' is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise LorashearError(f"no output folder can be made at '{target}': '{nearest}' is not writable")
+    if (free := shutil.disk_usage(nearest).free) < bytes_needed:
+        raise LorashearError(
+            f"the output at '{target}' needs {bytes_needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there; "
+            "make room or choose another disk"
+        )
+
+
+@contextmanager
+def output_folder(target: Path, *, source: Path | None, overwrite: bool, bytes_needed: int) -> Iterator[Path]:
+    """Yields a fresh hidden folder on the target's disk, which becomes `target` when the block ends well.
+
+    On any exception, also Ctrl-C, the hidden folder goes, an old target stays or comes back, and so do missing
+    parents. Raises LorashearError as `check_target` does, before the block runs.
+    """
+    check_target(target, source=source, overwrite=overwrite, bytes_needed=bytes_needed)
+    target = target.expanduser().resolve()
+    missing = [folder for folder in target.parents if not folder.exists()]
+    work = _hidden_beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        yield work
+        _refuse_occupied(target, overwrite)  # it may have been filled meanwhile
+        old = _swap_in(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):  # not ours to remove if something else moved in meanwhile
+            for folder in missing:
+                folder.rmdir()
+        raise
+    _flush(target.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            warnings.warn(f"'{target}' is written, but the folder it replaced is still at '{old}'", stacklevel=3)
+
+
+def _swap_in(work: Path, target: Path) -> Path | None:
+    """Renames `work` to `target`; returns where an old target that held something now lies."""
+    _flush(work)
+    old = None
+    try:
+        if _holds_something(target):
+            old = _hidden_beside(target)
+            target.rename(old)
+        work.rename(target)  # replaces an empty folder
+    except BaseException:
+        if old is not None and old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    return old
+
+
+def _refuse_occupied(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise LorashearError(f"the output '{target}' is a file; choose a folder")
+    if _holds_something(target) and not overwrite:
+        raise LorashearError(f"the output folder '{target}' is not empty; choose another one or pass --overwrite")
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
+
+
+def _nested(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _hidden_beside(target: Path) -> Path:
+    return target.parent / f".lorashear-{secrets.token_hex(6)}"
+
+
+def _flush(folder: Path) -> None:
+    """Makes the names in a folder outlast a power cut, where the filesystem can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,77 @@
+"""From a choice of structures to a plan for the tensors as they are stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorashear_ir.groups import Groups, SelectionError
+from transformers import PreTrainedConfig
+
+from lorashear import checkpoint, emit, models
+from lorashear.errors import LorashearError
+from lorashear.folder import MODELING_FILE
+from lorashear.plans import Plan
+
+
+def plan_for(model: str | Path, removed: Mapping[str, Collection[int]]) -> Plan:
+    """See `lorashear.plan`."""
+    folder = checkpoint.resolve(model)
+    source = checkpoint.Checkpoint.open(folder)
+    config = models.read_config(folder)
+    return lower(source, config, models.groups(models.build_twin(config)), removed, {})
+
+
+def lower(
+    source: checkpoint.Checkpoint,
+    config: PreTrainedConfig,
+    groups: Groups,
+    removed: Mapping[str, Collection[int]],
+    settings: Mapping[str, Any],
+) -> Plan:
+    """A plan for the stored tensors; a tied one may be stored under any of its names."""
+    try:
+        cuts = groups.cuts(removed)
+    except SelectionError as error:
+        raise LorashearError(str(error)) from error
+    made = emit.emission(config, groups, removed)
+    stored = {name: cuts[first] for name, first in stored_names(source, groups).items() if first in cuts}
+    return Plan(
+        source=source.digest(),
+        removed={name: tuple(sorted(indices)) for name, indices in removed.items() if indices},
+        tensors=stored,
+        config=config_json(made, source.config),
+        route=made.route,
+        settings=settings,
+    )
+
+
+def stored_names(source: checkpoint.Checkpoint, groups: Groups) -> dict[str, str]:
+    """For each tensor on disk the first name of its parameter."""
+    return {name: groups.tied.get(name, name) for name in source.tensors if groups.tied.get(name, name) in groups.tensors}
+
+
+def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the result, with both spellings of the RoPE fields and an explicit head_dim."""
+    content = json.loads(made.config.to_json_string())
+    architectures = {"own": before.get("architectures"), "mistral": ["MistralForCausalLM"]}
+    content["architectures"] = architectures.get(made.route) or ["LorashearLlamaForCausalLM"]
+    for name in ("dtype", "torch_dtype"):
+        if name in before:
+            content["dtype"] = before[name]
+    if made.route == "per-layer":
+        module = MODELING_FILE.removesuffix(".py")
+        content["auto_map"] = {
+            "AutoConfig": f"{module}.LorashearLlamaConfig",
+            "AutoModel": f"{module}.LorashearLlamaModel",
+            "AutoModelForCausalLM": f"{module}.LorashearLlamaForCausalLM",
+        }
+    rope = content.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        # Engines that read only the legacy spelling fall back to theta 10000 without a word.
+        content["rope_theta"] = rope["rope_theta"]
+        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        content["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    return content

@@ -1,0 +1,123 @@
+"""A plan: what is kept of every tensor, as a small JSON file that reproduces the slice without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorashear_ir.groups import TensorCut
+
+from lorashear.errors import LorashearError
+
+FORMAT = "lorashear-plan/1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept indices and scale corrections for each stored tensor, and the config of the result.
+
+    With the original checkpoint it gives the *slice* bit for bit. What compensation or training changed besides is
+    named in ``changed`` with a hash of the new tensor; it is recorded here, not replayed.
+    """
+
+    source: str  # digest of the checkpoint's config, names, dtypes and shapes
+    removed: Mapping[str, tuple[int, ...]]  # structures by group name
+    tensors: Mapping[str, TensorCut]
+    config: Mapping[str, Any]  # config.json of the result
+    route: str  # "own", "mistral" or "per-layer"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
+
+    def to_json(self) -> str:
+        tensors = {
+            name: {
+                "keep": {str(dim): _ranges(kept) for dim, kept in cut.keep.items()},
+                **({"scale": cut.scale} if cut.scale != 1.0 else {}),
+                **({"offset": cut.offset} if cut.offset else {}),
+            }
+            for name, cut in self.tensors.items()
+        }
+        removed = {name: _ranges(indices) for name, indices in self.removed.items() if indices}
+        content = {
+            "format": FORMAT,
+            "source": self.source,
+            "route": self.route,
+            "settings": dict(self.settings),
+            "removed": removed,
+            "tensors": tensors,
+            "changed": dict(self.changed),
+            "config": dict(self.config),
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "the plan") -> Plan:
+        """Raises LorashearError where the text is no plan."""
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise LorashearError(f"{name} has the format {content['format']}; this LoRAShear reads {FORMAT}")
+            tensors = {
+                tensor: TensorCut(
+                    {int(dim): _indices(kept) for dim, kept in cut["keep"].items()},
+                    float(cut.get("scale", 1.0)),
+                    float(cut.get("offset", 0.0)),
+                )
+                for tensor, cut in content["tensors"].items()
+            }
+            return cls(
+                source=content["source"],
+                removed={group: _indices(kept) for group, kept in content["removed"].items()},
+                tensors=tensors,
+                config=content["config"],
+                route=content["route"],
+                settings=content["settings"],
+                changed=content["changed"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LorashearError(f"{name} is no LoRAShear plan: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Raises LorashearError: no such file, or no plan in it."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LorashearError(f"no plan can be read from {path}: {error}") from error
+        return cls.from_json(text, str(path))
+
+
+def _ranges(indices: Collection[int]) -> str:
+    """``0-3,7`` for 0, 1, 2, 3, 7."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and parts[-1][1] == index - 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    result: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        result.extend(range(int(first), int(last or first) + 1))
+    return tuple(result)
+
+
+def plan(model: str | Path, removed: Mapping[str, Collection[int]]) -> Plan:
+    """The plan that removes chosen structures from the model in a folder. Its weights are not read.
+
+    Raises:
+        LorashearError: no such model, or a choice that no model can be made of.
+    """
+    from lorashear.planning import plan_for  # torch is needed to analyse, not to apply
+
+    return plan_for(model, removed)

@@ -1,0 +1,55 @@
+"""Named stages of a run: timed, shown, and dumped as text where LORASHEAR_DEBUG and LORASHEAR_DUMP ask for it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Say = Callable[[str], None]
+
+
+def debug_level() -> int:
+    """LORASHEAR_DEBUG: 1 times each stage, 2 says what it made, 3 prints the text after it."""
+    value = os.environ.get("LORASHEAR_DEBUG", "")
+    return int(value) if value.isdigit() else 0
+
+
+@dataclass
+class Stages:
+    """The stages so far: seconds each, and the peak resident memory of the process at its end, in bytes."""
+
+    say: Say | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run a block as the stage ``name``."""
+        number = len(self.seconds) + 1
+        if self.say:
+            self.say(f"{number} {name}")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.peak_bytes[name] = peak if sys.platform == "darwin" else peak * 1024
+        if debug_level():
+            print(f"lorashear: {number} {name}: {self.seconds[name]:.3f} s", file=sys.stderr)
+
+    def made(self, what: str, text: Callable[[], str]) -> None:
+        """Note what the current stage made; its text goes to LORASHEAR_DUMP as ``03-infer.txt``."""
+        number = len(self.seconds) + 1
+        folder = os.environ.get("LORASHEAR_DUMP")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"{number:02}-{what}.txt").write_text(text(), encoding="utf-8")
+        if debug_level() >= 2:
+            print(f"lorashear: {what}: {len(text().splitlines())} lines", file=sys.stderr)
+        if debug_level() >= 3:
+            print(text(), file=sys.stderr)

@@ -1,0 +1,78 @@
+"""`verify`: a user's pair of folders checked against the plan between them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from lorashear_ir.groups import TensorCut
+from transformers import AutoModelForCausalLM
+
+from lorashear import models
+from lorashear.checkpoint import Checkpoint, resolve
+from lorashear.errors import LorashearError
+from lorashear.plans import Plan
+from lorashear.pruning import masked, pruned
+from lorashear.slicing import sliced
+
+
+def verify(model: str | Path, small: str | Path) -> list[str]:
+    """Check a pruned folder against its original: shapes, indices, bits, and the theorem for the slice.
+
+    Returns:
+        One line for each thing that holds.
+
+    Raises:
+        LorashearError: the first thing that does not hold.
+    """
+    source, result = Checkpoint.open(resolve(model)), Checkpoint.open(Path(small))
+    plan = Plan.load(result.folder / "lorashear" / "plan.json")
+    if plan.source != source.digest():
+        raise LorashearError(f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ")
+    lines = _tensors(source, result, plan)
+    return [*lines, _theorem(source, plan)]
+
+
+def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
+    if set(source.tensors) != set(result.tensors):
+        odd = sorted(set(source.tensors) ^ set(result.tensors))[0]
+        raise LorashearError(f"tensor {odd} is in only one of '{source.folder}' and '{result.folder}'")
+    untouched = cut = 0
+    for name, info in source.tensors.items():
+        found = result.read(name)
+        want = sliced(source.read(name), plan.tensors.get(name, TensorCut({})), info.dtype)
+        if found.shape != want.shape or found.dtype != want.dtype:
+            raise LorashearError(f"{name} has shape {list(found.shape)}; the plan says {list(want.shape)}")
+        if name in plan.changed:
+            if hashlib.sha256(np.ascontiguousarray(found)).hexdigest() != plan.changed[name]:
+                raise LorashearError(f"{name} was compensated, but its bytes are not those the plan records")
+        elif found.tobytes() != want.tobytes():
+            raise LorashearError(f"{name} is not, bit for bit, what the plan cuts from the original")
+        else:
+            untouched += name not in plan.tensors
+            cut += name in plan.tensors
+    return [
+        f"{untouched} tensors are untouched and {cut} are sliced, bit for bit as planned",
+        f"{len(plan.changed)} tensors were changed on purpose by compensation: {', '.join(plan.changed) or 'none'}",
+    ]
+
+
+def _theorem(source: Checkpoint, plan: Plan) -> str:
+    """Zeroed equals removed, on the real weights in float32 and random tokens."""
+    config = models.read_config(source.folder)
+    groups = models.groups(models.build_twin(config))
+    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    small = pruned(model, model.config, groups, plan.removed)
+    masked(model, groups, plan.removed)
+    vocabulary = int(config.get_text_config().vocab_size)
+    tokens = torch.randint(0, vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        want, got = model(input_ids=tokens).logits, small(input_ids=tokens).logits
+    difference = ((want - got).abs().max() / want.abs().max()).item()
+    if not difference < 1e-4:
+        raise LorashearError(f"zeroed and removed differ by {difference:.1e} of the largest logit; they should not")
+    return f"zeroed and removed compute the same function: they differ by {difference:.1e} of the largest logit"
+
+
