@@ -190,14 +190,14 @@ def main() -> None:
 
     valid_loss = evaluate(model, data["valid"])
     result = work / "result"
-    model.to(torch.bfloat16).save_pretrained(result)
+    model.bfloat16().save_pretrained(result)
     tokenizer.save_pretrained(result)
     stored = LlamaForCausalLM.from_pretrained(result, dtype=torch.float32)
     test_loss = evaluate(stored, data["test"])
     parameters = sum(p.numel() for p in stored.parameters())
     card = CARD.format(
         parameters=parameters,
-        embedding=stored.get_input_embeddings().weight.numel() / parameters,
+        embedding=stored.model.embed_tokens.weight.numel() / parameters,
         python=platform.python_version(),
         modules=len(texts),
         bytes=sum(len(t.encode()) for t in texts.values()),

@@ -1,6 +1,6 @@
 """LoRAShear: structured pruning of language models as a graph compiler.
 
-    result = lorashear.compile("folder", ratio=0.2, out="smaller", text=["text.jsonl"], one_shot=True)
+result = lorashear.compile("folder", ratio=0.2, out="smaller", text=["text.jsonl"], one_shot=True)
 """
 
 from __future__ import annotations

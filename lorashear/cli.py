@@ -152,7 +152,9 @@ def apply(
     apply_plan(loaded, model, out, revision=revision, overwrite=overwrite)
     print(f"written to {out}")
     if loaded.changed:
-        print(f"{len(loaded.changed)} tensors that compensation changed are plain slices here: a plan does not replay it")
+        print(
+            f"{len(loaded.changed)} tensors that compensation changed are plain slices here: a plan does not replay it"
+        )
 
 
 @app.command()

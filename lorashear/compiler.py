@@ -115,7 +115,9 @@ def compile(
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
     """A module given in memory, as a folder."""
     if not isinstance(model, PreTrainedModel):
-        raise LorashearError(f"compile takes a folder, a hub id or a transformers model, and {type(model).__name__} is none")
+        raise LorashearError(
+            f"compile takes a folder, a hub id or a transformers model, and {type(model).__name__} is none"
+        )
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -155,17 +157,24 @@ def _compile(
         before = evaluate.perplexity(scratch, held_out) if held_out is not None else None
         outcome = _outcome(scratch, groups, calibration, settings, progress)
     with stage("plan"):
-        recorded = {**asdict(settings), "criterion": _criterion(settings, calibration), "text": calibration is not None}
+        recorded = {
+            **asdict(settings),
+            "prune": list(settings.prune),
+            "criterion": _criterion(settings, calibration),
+            "text": calibration is not None,
+        }
         plan = lower(source, config, groups, outcome.removed, recorded)
         replace = _replacements(source, groups, plan, outcome)
-        changed = {n: hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for n, a in replace.items()}
+        changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = Plan(**{**vars(plan), "changed": changed})
         stage.made("plan", plan.to_json)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
         with stage("slice"):
             write_folder(plan, source, folder, replace=replace)
         with stage("evaluate"):
-            after = evaluate.perplexity(_working_copy(folder, settings, True), held_out) if held_out is not None else None
+            after = (
+                evaluate.perplexity(_working_copy(folder, settings, True), held_out) if held_out is not None else None
+            )
         content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, held_out)
         _finish(folder, plan, content)
     return CompileResult(target, plan, content)
@@ -208,7 +217,7 @@ def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> 
         raise LorashearError(f"dtype is {settings.dtype}; there are {', '.join(DTYPES)}")
     dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model.to(settings.device).eval()
+    return model.eval().to(torch.device(settings.device))
 
 
 def _criterion(settings: Settings, calibration: torch.Tensor | None) -> str:
@@ -240,16 +249,16 @@ def _outcome(
             ratio=settings.ratio,
             per_layer=settings.per_layer,
             round_to=settings.round_to,
-            settings=oneshot.Settings(criterion=criterion, compensate=settings.compensate, seed=settings.seed),
+            settings=oneshot.Settings(
+                criterion=criterion, compensate=settings.compensate, seed=settings.seed, damage="output"
+            ),
             progress=progress,
         )
     except Unreachable as error:
         raise LorashearError(str(error)) from error
 
 
-def _replacements(
-    source: checkpoint.Checkpoint, groups: Groups, plan: Plan, outcome: Outcome
-) -> dict[str, np.ndarray]:
+def _replacements(source: checkpoint.Checkpoint, groups: Groups, plan: Plan, outcome: Outcome) -> dict[str, np.ndarray]:
     """The refitted weights as they will be stored, by their names on disk."""
     result: dict[str, np.ndarray] = {}
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -258,7 +267,9 @@ def _replacements(
             weight = outcome.weights[name].detach().cpu()
             small = cut_tensor(weight, plan.tensors[stored]) if stored in plan.tensors else weight
             small = small.to(dtypes[source.tensors[stored].dtype]).contiguous()
-            result[stored] = small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
+            result[stored] = (
+                small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
+            )
     return result
 
 
@@ -279,7 +290,9 @@ def _report(
     counts = [_count(found, groups) for found in (source, small)]
     perplexity = None
     if before is not None and after is not None and held_out is not None:
-        what = f"{before.tokens:,} tokens of the calibration text that were not calibrated on, context {held_out.shape[1]}"
+        what = (
+            f"{before.tokens:,} tokens of the calibration text that were not calibrated on, context {held_out.shape[1]}"
+        )
         perplexity = {"before": before.perplexity, "after": after.perplexity, "tokens": before.tokens, "data": what}
     return {
         "model": name,
@@ -313,7 +326,9 @@ def _finish(folder: Path, plan: Plan, content: dict[str, Any]) -> None:
 def table(groups: Groups) -> str:
     """The groups as lines: name, kind, structures, weights a structure, prunable or why not."""
     rows = [("group", "kind", "structures", "weights each", "prunable")]
-    rows += [(g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()]
+    rows += [
+        (g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         f"{r[0]:{widths[0]}}  {r[1]:{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]}" for r in rows

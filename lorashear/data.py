@@ -60,13 +60,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], length: i
     Raises:
         LorashearError: the text is too short for one window.
     """
-    if length < 2:
-        raise LorashearError(f"a context of {length} tokens leaves nothing to predict; give 2 or more")
-    tokens = np.concatenate([np.empty(0, np.int64), *_token_runs(tokenizer, documents)])
-    count = len(tokens) // length
-    if not count:
-        raise LorashearError(f"the text has {len(tokens):,} tokens, one context needs {length:,}; give more text")
-    return torch.from_numpy(tokens[: count * length].reshape(count, length))
+    return _cut(_joined(tokenizer, documents), length)
 
 
 def windows(
@@ -89,9 +83,10 @@ def windows(
         raise LorashearError(f"{limit} windows of text are asked for; ask for 1 or more")
     random = np.random.default_rng(seed)
     share = _share(documents, limit * length * CHARACTERS_PER_TOKEN, random)
-    packed = pack(tokenizer, share, length)
-    if len(packed) < limit and len(share) < len(documents):  # hardly text, but then nothing may be left out
-        packed = pack(tokenizer, documents, length)
+    tokens = _joined(tokenizer, share)
+    if len(tokens) < limit * length and len(share) < len(documents):  # hardly text, but then nothing may be left out
+        tokens = _joined(tokenizer, documents)
+    packed = _cut(tokens, length)
     if len(packed) <= limit:
         return packed
     edges = np.linspace(0, len(packed), limit + 1).astype(np.int64)
@@ -109,19 +104,32 @@ def _share(documents: Sequence[str], characters: int, random: np.random.Generato
     return [documents[index] for index in sorted(chosen)]
 
 
-def _token_runs(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[np.ndarray]:
-    """Token ids of some documents at a time, boundaries included: int64 arrays of one dimension."""
-    bos: int | None = tokenizer.bos_token_id
-    boundary: int | None = tokenizer.eos_token_id if bos is None else bos
+def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> np.ndarray:
+    """Token ids of all documents, boundaries included: int64, one dimension."""
+    bos: Any = tokenizer.bos_token_id
+    boundary: Any = tokenizer.eos_token_id if bos is None else bos
     source = iter(documents)
+    runs = [np.empty(0, np.int64)]
     while some := list(islice(source, DOCUMENTS_PER_CALL)):
         # verbose=False: a document longer than the model's context is no reason for a warning, it will be cut.
         rows: list[list[int]] = tokenizer(
             some, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )["input_ids"]
-        if boundary is not None:
-            rows = [row if row[:1] == [boundary] else [boundary, *row] for row in rows]
-        yield np.concatenate([np.asarray(row, np.int64) for row in rows])
+        for row in rows:
+            if boundary is not None and row[:1] != [boundary]:
+                row.insert(0, boundary)
+            runs.append(np.asarray(row, np.int64))
+    return np.concatenate(runs)
+
+
+def _cut(tokens: np.ndarray, length: int) -> torch.Tensor:
+    """Non-overlapping windows [windows, length] of tokens [n], the partial last one dropped."""
+    if length < 2:
+        raise LorashearError(f"a context of {length} tokens leaves nothing to predict; give 2 or more")
+    count = len(tokens) // length
+    if not count:
+        raise LorashearError(f"the text has {len(tokens):,} tokens, one context needs {length:,}; give more text")
+    return torch.from_numpy(tokens[: count * length].reshape(count, length))
 
 
 def _documents(path: Path) -> Iterator[str]:

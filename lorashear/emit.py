@@ -131,7 +131,10 @@ def _configs(config: PreTrainedConfig, changes: dict[str, Any]) -> Iterator[tupl
         yield "own", made
     elif config.model_type == "llama":
         if not (values.get("attention_bias") or values.get("mlp_bias")):
-            made = _make(MistralConfig, {**_without(values, "attention_bias", "mlp_bias", "pretraining_tp"), "sliding_window": None})
+            made = _make(
+                MistralConfig,
+                {**_without(values, "attention_bias", "mlp_bias", "pretraining_tp"), "sliding_window": None},
+            )
             if made is not None:
                 yield "mistral", made
         else:

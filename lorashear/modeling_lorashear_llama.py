@@ -35,7 +35,7 @@ class LorashearLlamaModel(LlamaModel):
         own = config.per_layer_config  # indexing resolves a layer's config; empty where all layers are alike
         layers = []
         for index in range(config.num_hidden_layers):
-            layer = LlamaDecoderLayer(own[index] if own else config, index)
+            layer = LlamaDecoderLayer(own[index] if own else config, index)  # pyright: ignore
             # The layer's own config is for its shapes; the attention implementation is chosen on the shared one.
             layer.self_attn.config = config
             layers.append(layer)

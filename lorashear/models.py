@@ -30,7 +30,9 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise LorashearError(f"{folder / 'config.json'} is not a config that transformers accepts: {_first(error)}") from error
+        raise LorashearError(
+            f"{folder / 'config.json'} is not a config that transformers accepts: {_first(error)}"
+        ) from error
 
 
 def build_twin(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -44,7 +46,9 @@ def build_twin(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> 
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).eval()
     except Exception as error:
         kind = config.model_type
-        raise LorashearError(f"no causal language model can be built from this {kind} config: {_first(error)}") from error
+        raise LorashearError(
+            f"no causal language model can be built from this {kind} config: {_first(error)}"
+        ) from error
 
 
 def _first(error: Exception) -> str:

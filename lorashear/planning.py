@@ -50,7 +50,9 @@ def lower(
 
 def stored_names(source: checkpoint.Checkpoint, groups: Groups) -> dict[str, str]:
     """For each tensor on disk the first name of its parameter."""
-    return {name: groups.tied.get(name, name) for name in source.tensors if groups.tied.get(name, name) in groups.tensors}
+    return {
+        name: groups.tied.get(name, name) for name in source.tensors if groups.tied.get(name, name) in groups.tensors
+    }
 
 
 def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,9 @@ def letters(*, bos: bool = True, eos: bool = True, adds_bos: bool = False) -> Pr
     inner = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     if adds_bos:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>" if bos else None,
@@ -146,7 +148,10 @@ class TestPacking:
         packed = pack(letters(), ["abc", "de", "fghi"], 4)
         assert packed.dtype == torch.int64
         assert packed.tolist() == [[BOS, *ids("abc")], [BOS, *ids("de"), BOS], ids("fghi")]
-        assert pack(letters(), ["abc", "de", "fghi"], 5).tolist() == [[BOS, *ids("abc"), BOS], [*ids("de"), BOS, *ids("fg")]]
+        assert pack(letters(), ["abc", "de", "fghi"], 5).tolist() == [
+            [BOS, *ids("abc"), BOS],
+            [*ids("de"), BOS, *ids("fg")],
+        ]
 
     def test_a_tokenizer_that_adds_bos_and_eos_itself_changes_nothing(self) -> None:
         documents = ["abc", "<s>de", "fghi"]

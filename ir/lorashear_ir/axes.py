@@ -186,7 +186,10 @@ class Solver:
             return self._products(left, right)
         if isinstance(left, Sum) and isinstance(right, Sum):
             return self._sums(left, right)
-        return self._sum_product(left, right) if isinstance(left, Sum) else self._sum_product(right, left)
+        if isinstance(left, Sum) and isinstance(right, Product):
+            return self._sum_product(left, right)
+        assert isinstance(left, Product) and isinstance(right, Sum)
+        return self._sum_product(right, left)
 
     def _products(self, left: Product, right: Product) -> bool:
         """Match factors from the left; the longer first factor is taken apart."""

@@ -175,9 +175,7 @@ class Groups(Mapping[str, Group]):
             if group.blocks > 1 and indices:
                 self._check_blocks(group, removed, by_axis)
 
-    def _check_blocks(
-        self, group: Group, removed: Mapping[str, Collection[int]], by_axis: Mapping[str, Group]
-    ) -> None:
+    def _check_blocks(self, group: Group, removed: Mapping[str, Collection[int]], by_axis: Mapping[str, Group]) -> None:
         """Every surviving block loses equally many, and keeps at least one."""
         gone: set[int] = set()
         for owner in block_axes(group):

@@ -245,7 +245,7 @@ def _normalised_dims(node: Node, o: Operands) -> list[Dims]:
 
 def _matmul(node: Node, o: Operands) -> list[Dims]:
     a, b = o.of(node.arguments[0]), o.of(node.arguments[1])
-    o.solver.unify(a[-1], b[-2] if len(b) > 1 else b[-1], lambda: where(node))
+    o.solver.unify(a[-1], b[-2 if len(b) > 1 else -1], lambda: where(node))
     batch = broadcast([a[:-2], b[:-2]], o.solver, lambda: where(node))
     return [(*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))]
 

@@ -1,13 +1,13 @@
 """The text form of a graph: what is printed can be read back, ``parse(show(graph)) == graph``.
 
-    graph LlamaForCausalLM
-    axis ffn.0 48 ffn
-    axis rot.0 4 channel frozen "why it may not shrink"
-    norm hidden "model.norm.weight" 0.0 1e-06
-    tied "model.embed_tokens.weight" "lm_head.weight"
-    parameter %p0 f32[48, 32] (ffn.0, hidden) "model.layers.0.mlp.gate_proj.weight"
-    %linear f32[2, 5, 48] (b, s, ffn.0) = linear(%mul, %p0, none) @ "model.layers.0.mlp.gate_proj"
-    return %linear_9
+graph LlamaForCausalLM
+axis ffn.0 48 ffn
+axis rot.0 4 channel frozen "why it may not shrink"
+norm hidden "model.norm.weight" 0.0 1e-06
+tied "model.embed_tokens.weight" "lm_head.weight"
+parameter %p0 f32[48, 32] (ffn.0, hidden) "model.layers.0.mlp.gate_proj.weight"
+%linear f32[2, 5, 48] (b, s, ffn.0) = linear(%mul, %p0, none) @ "model.layers.0.mlp.gate_proj"
+return %linear_9
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ choice, exact on its grid) and are then repaired step by step with the true cost
 smaller removal in the order of names.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -111,7 +112,9 @@ def allocate(
             if strict:
                 break
     if best is None:
-        raise Unreachable(ratio, (total - groups.count(floor)) / total, "hidden widths too coarse to land: " + _limits(families))
+        raise Unreachable(
+            ratio, (total - groups.count(floor)) / total, "hidden widths too coarse to land: " + _limits(families)
+        )
     return best[2]
 
 
@@ -171,7 +174,11 @@ class _Item:
 
 
 def _families(
-    groups: GroupsLike, curves: Mapping[str, Sequence[float]], per_layer: bool, round_to: int, minimum: Mapping[str, int]
+    groups: GroupsLike,
+    curves: Mapping[str, Sequence[float]],
+    per_layer: bool,
+    round_to: int,
+    minimum: Mapping[str, int],
 ) -> list[_Family]:
     members: dict[tuple[object, ...], list[str]] = {}
     for name in curves:
@@ -212,9 +219,8 @@ def _item(groups: GroupsLike, families: tuple[_Family, ...], fixed: Mapping[str,
 
 def _solve(items: Sequence[_Item], target: float) -> Iterator[list[tuple[int, ...]]]:
     """Choices that reach ``target``, the best first where enumeration is possible."""
-    points = np.prod([float(len(family.widths)) for item in items for family in item.families])
-    longest = max(len(family.widths) for item in items for family in item.families)
-    if points / longest <= GRID:
+    lengths = sorted(len(family.widths) for item in items for family in item.families)
+    if math.prod(lengths[:-1]) <= GRID:
         yield from _enumerate(items, target)
     else:
         yield _repair(items, _knapsack(items, target), target)
@@ -305,10 +311,23 @@ def _repair(items: Sequence[_Item], chosen: list[tuple[int, ...]], target: float
             ]
             if not fitting:
                 break
-            _, i, chosen[i], cost = min(fitting)
+            _, i, at, cost = min(fitting)
+            chosen[i], cost = _stride(items[i], chosen[i], at, cost, target - removed)
             removed += cost
             moves[i] = _moves(items[i], chosen[i], by)
     return chosen
+
+
+def _stride(
+    item: _Item, at: tuple[int, ...], other: tuple[int, ...], cost: float, gap: float
+) -> tuple[tuple[int, ...], float]:
+    """The step from ``at`` to ``other``, longer while the ``gap`` is many steps wide: at most a sixteenth of it."""
+    times = max(1, int(gap / cost / 16))
+    longer = tuple(
+        min(max(a + (b - a) * times, 0), len(family.widths) - 1)
+        for a, b, family in zip(at, other, item.families, strict=True)
+    )
+    return longer, item.cost(longer) - item.cost(at)
 
 
 def _moves(item: _Item, at: tuple[int, ...], by: int) -> list[tuple[float, tuple[int, ...], float]]:
@@ -356,10 +375,13 @@ def _grid(families: Sequence[_Family], most: int) -> Iterator[tuple[int, ...]]:
 
 
 def _widths(families: Sequence[_Family], at: Sequence[int]) -> dict[str, int]:
-    return {name: int(family.widths[level]) for family, level in zip(families, at, strict=True) for name in family.names}
+    return {
+        name: int(family.widths[level]) for family, level in zip(families, at, strict=True) for name in family.names
+    }
 
 
 def _limits(families: Sequence[_Family]) -> str:
     return "; ".join(
-        f"{family.kind} widths of {len(family.names)} group(s) end at {family.widths[-1]} of {family.widths[0]}" for family in families
+        f"{family.kind} widths of {len(family.names)} group(s) end at {family.widths[-1]} of {family.widths[0]}"
+        for family in families
     )

@@ -192,7 +192,7 @@ class Walk:
             def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
                 rows = args[0].detach()
                 plain = mask is None or rows.shape[:-1] != mask.shape
-                taken[name] = (rows.reshape(-1, rows.shape[-1]) if plain else rows[mask.to(rows.device)]).float()
+                taken[name] = (rows.reshape(-1, rows.shape[-1]) if plain else rows[mask.to(rows.device)]).float()  # pyright: ignore[reportOptionalMemberAccess]
                 if len(taken) == len(names):
                     raise _Enough
 

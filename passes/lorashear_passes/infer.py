@@ -46,7 +46,9 @@ def infer(graph: Graph) -> Graph:
         elif node.op in CONSTANT_FILL:
             made = [tuple(map(solver.fresh, value.shape)) for value in node.outputs]
         else:
-            made = [tuple(solver.fresh(s, f"{where(node)} computes it from data") for s in v.shape) for v in node.outputs]
+            made = [
+                tuple(solver.fresh(s, f"{where(node)} computes it from data") for s in v.shape) for v in node.outputs
+            ]
         for value, result in zip(node.outputs, made, strict=True):
             dims[value.name] = result
     for name in graph.outputs:

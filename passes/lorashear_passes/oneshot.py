@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,11 @@ Curves = dict[str, list[float]]
 
 CRITERIA = ("obs", "wanda", "magnitude", "random")
 LEVELS = 10  # held-out losses per group
+PINS = 8  # splits tried with given head and query counts
+WEIGHTS = {
+    "attention x4": {"head": 4.0, "query": 4.0},
+    "attention x1/4": {"head": 0.25, "query": 0.25},
+}
 TRIAL = 3  # splits are tried on this part of the calibration batches, a third
 STRIDES = 1024  # greedy rounds per group: wider ones lose several channels a round
 
@@ -102,7 +108,9 @@ def compress(
     chosen = {name: groups[name] for name in (_prunable(groups) if names is None else names)}
     budget = _Budget(groups, ratio, per_layer, round_to, minimum or {})
     if not batches:
-        settings = replace(settings, compensate=False, criterion="random" if settings.criterion == "random" else "magnitude")
+        settings = replace(
+            settings, compensate=False, criterion="random" if settings.criterion == "random" else "magnitude"
+        )
     shares = {name: _share_curve(group) for name, group in chosen.items()}
     budget.widths(shares)  # refuses early what cannot be reached
     run = _Run(model, chosen, settings, progress or (lambda *_: None))
@@ -155,7 +163,9 @@ class _Job:
 class _Run:
     """One call of ``compress``: the model, what may go, and the weights as they were."""
 
-    def __init__(self, model: nn.Module, chosen: Mapping[str, GroupLike], settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, model: nn.Module, chosen: Mapping[str, GroupLike], settings: Settings, progress: Progress
+    ) -> None:
         self.model, self.chosen, self.settings, self.progress = model, chosen, settings, progress
         self.seconds: dict[str, float] = {}
         inner = {name: consumers(model, group.slots) for name, group in chosen.items() if group.kind != "hidden"}
@@ -207,17 +217,40 @@ class _Run:
         kind = self.settings.damage
         if kind != "guard":
             return {kind: (budget.widths(sets[kind]), sets[kind])}
-        sets = {"loss": sets["loss"], "loss+share": _blend(sets["loss"], sets["share"]), **sets}
+        options = {**sets, "loss+share": _blend(sets["loss"], sets["share"])}
+        if budget.per_layer:
+            options |= {
+                f"{name}, {label}": self._weighed(c, w) for name, c in options.items() for label, w in WEIGHTS.items()
+            }
+        options |= self._pins(budget, sets["share"], sets["loss"])
         found: dict[str, tuple[dict[str, int], Curves]] = {}
-        for name, curves in sets.items():
-            for weights in ((1, 1), (4, 4), (0.25, 0.25), (1, 8), (8, 1)):
-                factor = {"head": weights[0], "query": weights[1]}
-                scaled = {n: [factor.get(self.chosen[n].kind, 1) * v for v in curve] for n, curve in curves.items()}
-                widths = budget.widths(scaled)
-                if all(widths != other for other, _ in found.values()):
-                    label = name if weights == (1, 1) else f"{name}, heads x{weights[0]:g}, queries x{weights[1]:g}"
-                    found[label] = (widths, scaled)
+        for name, curves in options.items():
+            widths = budget.widths(curves)
+            if all(widths != other for other, _ in found.values()):
+                found[name] = (widths, curves)
         return found
+
+    def _weighed(self, curves: Curves, weights: Mapping[str, float]) -> Curves:
+        return {n: [weights.get(self.chosen[n].kind, 1.0) * v for v in curve] for n, curve in curves.items()}
+
+    def _pins(self, budget: _Budget, shares: Curves, losses: Curves) -> dict[str, Curves]:
+        """Curves that pin how many heads and queries every layer loses, the ones of least expected loss."""
+        kinds = {group.kind: _units(group) for group in self.chosen.values() if group.kind in ("head", "query")}
+        ranges = [
+            sorted({min(round(n * budget.ratio * f), n - 1) for f in (0, 0.5, 1, 1.5, 2)}) for n in kinds.values()
+        ]
+        if "query" in kinds and kinds["query"] <= 4:
+            ranges[list(kinds).index("query")] = list(range(kinds["query"]))
+        found: list[tuple[float, str, Curves]] = []
+        for counts in product(*ranges):
+            pins = dict(zip(kinds, counts, strict=True))
+            if not pins:
+                continue
+            curves = {n: _pinned(c, pins.get(self.chosen[n].kind)) for n, c in shares.items()}
+            widths = budget.widths(curves)
+            expected = sum(losses[n][_units(self.chosen[n]) - w] for n, w in widths.items())
+            found.append((expected, "pinned " + ", ".join(f"{k} -{c}" for k, c in pins.items()), curves))
+        return {name: curves for _, name, curves in sorted(found, key=lambda entry: entry[:2])[:PINS]}
 
     def _curves(self, walk: Walk, guard: Walk) -> tuple[Curves, Curves]:
         """Per group the relative output error, and the rise of held-out loss, after each number of units removed alone."""
@@ -245,7 +278,9 @@ class _Run:
             states, held = walk.advance(stage, states), guard.advance(guard.stages[position], held)
             self.progress("score", position + 1, len(walk.stages))
         for group in self.front:
-            losses[group.name] = output[group.name] = _filled(group, [x - dense for x in self._front_losses(group, guard)])
+            losses[group.name] = output[group.name] = _filled(
+                group, [x - dense for x in self._front_losses(group, guard)]
+            )
         return output, losses
 
     def _losses(
@@ -266,7 +301,9 @@ class _Run:
         return found
 
     @contextmanager
-    def _pruned(self, walk: Walk, widths: Mapping[str, int], label: str) -> Iterator[tuple[dict[str, list[int]], dict[str, Tensor]]]:
+    def _pruned(
+        self, walk: Walk, widths: Mapping[str, int], label: str
+    ) -> Iterator[tuple[dict[str, list[int]], dict[str, Tensor]]]:
         """The model pruned to ``widths`` for a moment: what was removed, and the refitted weights."""
         removed: dict[str, list[int]] = {}
         weights: dict[str, Tensor] = {}
@@ -280,7 +317,9 @@ class _Run:
             states, dense = walk.started(bool(zeroed)), walk.start
             for position, stage in enumerate(walk.stages):
                 for name in stage.consumers:
-                    self._prune_consumer(walk, stage, name, states, dense if dual else None, touched, widths, removed, weights)
+                    self._prune_consumer(
+                        walk, stage, name, states, dense if dual else None, touched, widths, removed, weights
+                    )
                 if dual:
                     with swapped(self.model, touched):
                         dense = walk.advance(stage, dense)
@@ -408,7 +447,9 @@ class _Run:
             if group.name in removed:
                 for name, dim in group.slots:
                     value = values.setdefault(name, self.model.get_parameter(name).data.clone())
-                    value.index_fill_(dim, _columns(group, name, dim)[removed[group.name]].flatten().to(value.device), 0)
+                    value.index_fill_(
+                        dim, _columns(group, name, dim)[removed[group.name]].flatten().to(value.device), 0
+                    )
         return values
 
     def _front_losses(self, group: GroupLike, guard: Walk) -> list[float]:
@@ -427,7 +468,11 @@ class _Run:
 
 
 def _prunable(groups: GroupsLike) -> list[str]:
-    return [name for name in groups if getattr(groups[name], "prunable", True) and groups[name].kind in ("head", "query", "ffn")]
+    return [
+        name
+        for name in groups
+        if getattr(groups[name], "prunable", True) and groups[name].kind in ("head", "query", "ffn")
+    ]
 
 
 def _units(group: GroupLike) -> int:
@@ -456,6 +501,11 @@ def _blend(one: Curves, other: Curves) -> Curves:
     """The sum of two currencies, each relative to its median full curve."""
     scales = [float(np.median([curve[-1] for curve in curves.values()])) or 1.0 for curves in (one, other)]
     return {n: [a / scales[0] + b / scales[1] for a, b in zip(one[n], other[n], strict=True)] for n in one}
+
+
+def _pinned(curve: list[float], count: int | None) -> list[float]:
+    """A curve that makes every other number of units than ``count`` prohibitive."""
+    return curve if count is None else [1e30 * abs(units - count) for units in range(len(curve))]
 
 
 def _add(curves: Curves, name: str, curve: list[float]) -> None:

@@ -45,7 +45,10 @@ def in_rounds(scores: Tensor, blocks: int = 1) -> list[int]:
     ranked = table.argsort(dim=1, stable=True)
     order: list[int] = []
     for turn in range(table.shape[1]):
-        found = [(float(table[block, index]), block * table.shape[1] + index) for block, index in enumerate(ranked[:, turn].tolist())]
+        found = [
+            (float(table[block, index]), block * table.shape[1] + index)
+            for block, index in enumerate(ranked[:, turn].tolist())
+        ]
         order += [structure for _, structure in sorted(found)]
     return order
 

@@ -1,0 +1,90 @@
+"""The main job, on the checkpoint that ships with the repository: `make demo` runs this.
+
+    python examples/01_demo.py [FOLDER]        results go to FOLDER, by default ./demo
+
+Compiles at 20 % and 50 %, and prints one table: dense, pruned (the plan's plain slice), pruned and compensated.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from stdlib_text import write
+from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+import lorashear
+from lorashear.data import read_texts, windows
+from lorashear.evaluate import compare_speed, perplexity
+
+MODEL = Path(__file__).with_name("stdlib-llama-2.8m")
+CONTEXT, TEST_WINDOWS = 256, 130  # 33,150 scored tokens
+
+
+def main() -> None:
+    disable_progress_bar()
+    started = time.perf_counter()
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "demo").resolve()
+    text = write(out / "text")
+    held_out = windows(AutoTokenizer.from_pretrained(MODEL), read_texts([text["test"]]), CONTEXT, TEST_WINDOWS)
+    dense = lorashear.load(MODEL).float()
+    rows = [row("dense", MODEL, dense, dense, held_out, None)]
+    for percent in (20, 50):
+        begin = time.perf_counter()
+        folder = out / f"{percent}-percent"
+        print(f"compile at {percent} %", flush=True)
+        result = lorashear.compile(
+            str(MODEL),
+            percent / 100,
+            folder,
+            text=text["train"],
+            one_shot=True,
+            overwrite=True,
+            say=lambda s: print(" ", s),
+        )
+        seconds = time.perf_counter() - begin
+        plain = out / f"{percent}-percent-not-compensated"
+        lorashear.apply(result.plan, MODEL, plain, overwrite=True)
+        rows.append(row(f"{percent} % pruned", plain, lorashear.load(plain).float(), dense, held_out, None))
+        rows.append(row(f"{percent} % + compensated", folder, result.model.float(), dense, held_out, seconds))
+    table = Table(
+        title=f"stdlib-llama-2.8m, test split, context {CONTEXT}, seed 0, {torch.get_num_threads()} CPU threads"
+    )
+    heads = ("", "parameters", "bytes", "perplexity", "decode tok/s, dense", "pruned", "ratio", "seconds")
+    for head in heads:
+        table.add_column(head, justify="left" if not head else "right")
+    for cells in rows:
+        table.add_row(*cells)
+    Console(width=120).print(table)
+    print(
+        f"{held_out.shape[0] * (CONTEXT - 1):,} held-out tokens; folders in {out}; {time.perf_counter() - started:.0f} s in all"
+    )
+
+
+def row(
+    name: str,
+    folder: Path,
+    model: torch.nn.Module,
+    dense: torch.nn.Module,
+    held_out: torch.Tensor,
+    seconds: float | None,
+) -> tuple[str, ...]:
+    found = perplexity(model, held_out)
+    speed = compare_speed(dense, model, "decode", repeats=5) if seconds is not None else None
+    return (
+        name,
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{sum(f.stat().st_size for f in folder.glob('*.safetensors')):,}",
+        f"{found.perplexity:.3f}",
+        *((f"{speed.dense:,.0f}", f"{speed.pruned:,.0f}", f"{speed.ratio:.2f}") if speed else ("", "", "")),
+        f"{seconds:.0f}" if seconds is not None else "",
+    )
+
+
+if __name__ == "__main__":
+    main()

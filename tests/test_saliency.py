@@ -1,0 +1,93 @@
+"""Criteria against brute force."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from lorashear_passes import saliency
+
+
+def problem(
+    structures: int = 6, width: int = 1, out: int = 4, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = structures * width
+    rows = torch.randn(200, inputs, generator=generator, dtype=torch.float64)
+    rows = rows @ torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    weight = torch.randn(out, inputs, generator=generator, dtype=torch.float64)
+    return weight, rows.T @ rows / 200, torch.arange(inputs).reshape(structures, width)
+
+
+def refit_error(weight: torch.Tensor, covariance: torch.Tensor, gone: torch.Tensor, damp: float) -> float:
+    """Error of the best weights without the columns, from the normal equations, in the damped metric."""
+    metric = covariance + damp * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    keep = torch.ones(len(covariance), dtype=torch.bool)
+    keep[gone] = False
+    fit = torch.zeros_like(weight)
+    if keep.any():
+        fit[:, keep] = torch.linalg.solve(metric[keep][:, keep], (weight @ metric)[:, keep].T).T
+    change = weight - fit
+    return float(torch.trace(change @ metric @ change.T))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_obs_order_is_the_greedy_one_by_brute_force(width: int, seed: int) -> None:
+    weight, covariance, columns = problem(6, width, seed=seed)
+    order = saliency.obs_order(weight, covariance, columns, damp=1e-3)
+    gone: list[int] = []
+    for structure in order:
+        left = [s for s in range(6) if s not in gone]
+        costs = {s: refit_error(weight, covariance, columns[[*gone, s]].flatten(), 1e-3) for s in left}
+        assert costs[structure] == pytest.approx(min(costs.values()))
+        gone.append(structure)
+
+
+def test_damage_curve_is_the_error_of_every_prefix() -> None:
+    weight, covariance, columns = problem(5, 2)
+    order = [3, 1, 4, 0, 2]
+    curve = saliency.damage_curve(weight, covariance, columns, order, damp=1e-3)
+    plain = saliency.damage_curve(weight, covariance, columns, order, refit=False)
+    for count in range(6):
+        gone = columns[order[:count]].flatten()
+        assert float(curve[count]) == pytest.approx(refit_error(weight, covariance, gone, 1e-3), abs=1e-9)
+        part = weight[:, gone]
+        assert float(plain[count]) <= float(torch.trace(part @ covariance[gone][:, gone] @ part.T)) + 1e-9 or count
+    assert all(a <= b for a, b in pairwise(curve.tolist()))
+
+
+def test_several_blocks_lose_equally_many_in_every_round() -> None:
+    weight, covariance, columns = problem(6)
+    for order in (
+        saliency.obs_order(weight, covariance, columns, blocks=2),
+        saliency.in_rounds(saliency.wanda(weight, covariance, columns), 2),
+    ):
+        assert sorted(order) == list(range(6))
+        for start in range(0, 6, 2):
+            assert sorted(s // 3 for s in order[start : start + 2]) == [0, 1]
+
+
+def test_wanda_and_magnitude_follow_their_formulas() -> None:
+    weight, covariance, columns = problem(3, 2)
+    expected = [sum(float(weight[:, j].square().sum() * covariance[j, j]) for j in pair) for pair in columns.tolist()]
+    assert saliency.wanda(weight, covariance, columns).tolist() == pytest.approx(expected)
+    squares = weight.square().sum(0)
+    assert saliency.magnitude([(squares, columns)]).tolist() == pytest.approx(squares.reshape(3, 2).sum(1).tolist())
+
+
+def test_ties_go_to_the_lower_index_and_a_stride_removes_everything_once() -> None:
+    assert saliency.in_rounds(torch.tensor([1.0, 0.0, 0.0, 1.0])) == [1, 2, 0, 3]
+    weight, covariance, columns = problem(7)
+    assert sorted(saliency.obs_order(weight, covariance, columns, stride=3)) == list(range(7))
+
+
+def test_random_scores_repeat_with_their_seed() -> None:
+    one, two = (saliency.random_scores(9, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_a_dead_or_singular_input_is_no_obstacle() -> None:
+    weight, covariance, columns = problem(4)
+    covariance = covariance * 0
+    assert sorted(saliency.obs_order(weight, covariance, columns)) == [0, 1, 2, 3]
+    assert saliency.damage_curve(weight, covariance, columns, [0, 1, 2, 3]).isfinite().all()
