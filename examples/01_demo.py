@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from stdlib_text import write
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import lorashear
 from lorashear.data import read_texts, windows
 from lorashear.evaluate import compare_speed, perplexity
+from stdlib_text import write
 
 MODEL = Path(__file__).with_name("stdlib-llama-2.8m")
 CONTEXT, TEST_WINDOWS = 256, 130  # 33,150 scored tokens

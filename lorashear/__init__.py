@@ -13,15 +13,14 @@ from lorashear.errors import LorashearError
 if TYPE_CHECKING:
     import lorashear_ir as ir
     import lorashear_passes as passes
-    from lorashear_ir.groups import Group, Groups
-    from lorashear_ir.text import parse
-
     from lorashear.applying import apply
     from lorashear.compiler import CompileResult, compile, load
     from lorashear.exporting import export
     from lorashear.models import groups, trace
     from lorashear.plans import Plan, plan
     from lorashear.pruning import prune
+    from lorashear_ir.groups import Group, Groups
+    from lorashear_ir.text import parse
 
 __version__ = "0.1.0"
 

@@ -12,12 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lorashear_ir.groups import Groups
-from lorashear_passes import oneshot
-from lorashear_passes.allocate import Unreachable
-from lorashear_passes.groups import group
-from lorashear_passes.infer import infer
-from lorashear_passes.oneshot import Outcome, compress
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from lorashear import checkpoint, data, evaluate, models, report
@@ -30,6 +24,12 @@ from lorashear.planning import lower, stored_names
 from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
 from lorashear.stages import Say, Stages
+from lorashear_ir.groups import Groups
+from lorashear_passes import oneshot
+from lorashear_passes.allocate import Unreachable
+from lorashear_passes.groups import group
+from lorashear_passes.infer import infer
+from lorashear_passes.oneshot import Outcome, compress
 
 Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -217,7 +217,8 @@ def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> 
         raise LorashearError(f"dtype is {settings.dtype}; there are {', '.join(DTYPES)}")
     dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model.eval().to(torch.device(settings.device))
+    model.eval()
+    return model.to(settings.device)  # pyright: ignore
 
 
 def _criterion(settings: Settings, calibration: torch.Tensor | None) -> str:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lorashear_ir.axes import Product, axes_of, size_with
-from lorashear_ir.groups import Groups
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig
 
 from lorashear.errors import LorashearError
 from lorashear.modeling_lorashear_llama import LorashearLlamaConfig, LorashearLlamaForCausalLM
+from lorashear_ir.axes import Product, axes_of, size_with
+from lorashear_ir.groups import Groups
 
 Removed = Mapping[str, Collection[int]]
 Shapes = dict[str, tuple[int, ...]]

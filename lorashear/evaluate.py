@@ -27,7 +27,7 @@ LOSS_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``nll``: mean negative log-likelihood in nats a token; ``tokens``: how many were scored; ``perplexity``: e^nll."""
+    """``nll``: mean negative log-likelihood, nats a token; ``tokens``: how many were scored; ``perplexity``: e^nll."""
 
     nll: float
     tokens: int

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from lorashear import checkpoint, emit
+from lorashear.errors import LorashearError
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
 from lorashear_passes.groups import group
 from lorashear_passes.infer import infer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-
-from lorashear import checkpoint, emit
-from lorashear.errors import LorashearError
 
 Model = str | Path | torch.nn.Module
 

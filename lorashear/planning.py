@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorashear_ir.groups import Groups, SelectionError
 from transformers import PreTrainedConfig
 
 from lorashear import checkpoint, emit, models
 from lorashear.errors import LorashearError
 from lorashear.folder import MODELING_FILE
 from lorashear.plans import Plan
+from lorashear_ir.groups import Groups, SelectionError
 
 
 def plan_for(model: str | Path, removed: Mapping[str, Collection[int]]) -> Plan:

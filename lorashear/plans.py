@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorashear_ir.groups import TensorCut
-
 from lorashear.errors import LorashearError
+from lorashear_ir.groups import TensorCut
 
 FORMAT = "lorashear-plan/1"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import torch
-from lorashear_ir.groups import Groups, SelectionError, TensorCut
 from transformers import PreTrainedConfig
 
 from lorashear import emit, models
 from lorashear.errors import LorashearError
+from lorashear_ir.groups import Groups, SelectionError, TensorCut
 
 
 def cut_tensor(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from lorashear_ir.groups import TensorCut
 from transformers import AutoModelForCausalLM
 
 from lorashear import models
@@ -15,6 +14,7 @@ from lorashear.errors import LorashearError
 from lorashear.plans import Plan
 from lorashear.pruning import masked, pruned
 from lorashear.slicing import sliced
+from lorashear_ir.groups import TensorCut
 
 
 def verify(model: str | Path, small: str | Path) -> list[str]:

@@ -1,5 +1,7 @@
 """What all tests share. The environment is set before anything imports torch or transformers."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
+
 from lorashear_passes.allocate import Unreachable, allocate
 
 

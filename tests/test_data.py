@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lorashear import data
 from lorashear.data import pack, read_texts, windows
 from lorashear.errors import LorashearError
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-BOS, EOS, UNKNOWN = 0, 1, 2
+BOS, EOS = 0, 1
 
 
 def letters(*, bos: bool = True, eos: bool = True, adds_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -119,7 +123,7 @@ class TestRefusals:
     def test_a_missing_file_and_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(LorashearError, match=r"missing\.txt does not exist; give a text file$"):
             read_texts([tmp_path / "missing.txt"])
-        with pytest.raises(LorashearError, match="is a folder; name the text files in it$"):
+        with pytest.raises(LorashearError, match=r"is a folder; name the text files in it$"):
             read_texts([tmp_path])
 
     def test_parquet_without_the_column_and_not_parquet(self, tmp_path: Path) -> None:
@@ -127,10 +131,10 @@ class TestRefusals:
         parquet = pytest.importorskip("pyarrow.parquet")
         path = tmp_path / "a.parquet"
         parquet.write_table(pyarrow.table({"content": ["one"]}), path)
-        with pytest.raises(LorashearError, match='has no column "text"; it has content$'):
+        with pytest.raises(LorashearError, match=r'has no column "text"; it has content$'):
             read_texts([path])
         parquet.write_table(pyarrow.table({"text": [1]}), path)
-        with pytest.raises(LorashearError, match="does not hold strings$"):
+        with pytest.raises(LorashearError, match=r"does not hold strings$"):
             read_texts([path])
         with pytest.raises(LorashearError, match="is not a Parquet file that can be read"):
             read_texts([write(tmp_path / "b.parquet", "one")])
@@ -168,9 +172,9 @@ class TestPacking:
         assert capfd.readouterr().err == ""
 
     def test_too_little_text_is_refused_in_tokens(self) -> None:
-        with pytest.raises(LorashearError, match="^the text has 4 tokens, one context needs 5; give more text$"):
+        with pytest.raises(LorashearError, match=r"^the text has 4 tokens, one context needs 5; give more text$"):
             pack(letters(), ["abc"], 5)
-        with pytest.raises(LorashearError, match="^the text has 0 tokens"):
+        with pytest.raises(LorashearError, match=r"^the text has 0 tokens"):
             pack(letters(), [], 5)
         with pytest.raises(LorashearError, match="leaves nothing to predict"):
             pack(letters(), ["abc"], 1)
@@ -199,7 +203,13 @@ class TestChoosingWindows:
 
     def test_a_long_text_is_not_tokenised_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[int] = []
-        monkeypatch.setattr("lorashear.data.pack", lambda t, d, n: (seen.append(len(d)), pack(t, d, n))[1])
+        joined = data._joined
+
+        def counting(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> np.ndarray:
+            seen.append(len(documents))
+            return joined(tokenizer, documents)
+
+        monkeypatch.setattr(data, "_joined", counting)
         assert len(windows(letters(), self.documents, 10, limit=2)) == 2
         assert seen == [36]  # 2 windows * 10 tokens * 16 characters, of documents of 9
 
@@ -217,7 +227,7 @@ class TestChoosingWindows:
         assert windows(words, ["x" * 1000] * 40, 10, limit=4).shape == (4, 10)
 
     def test_no_windows_is_no_request(self) -> None:
-        with pytest.raises(LorashearError, match="^0 windows of text"):
+        with pytest.raises(LorashearError, match=r"^0 windows of text"):
             windows(letters(), self.documents, 10, limit=0)
 
 

@@ -8,21 +8,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
 from lorashear import evaluate
 from lorashear.data import pack, read_texts
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size, compare_speed, decode_speed, forward_speed, perplexity
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 53
 
 
-def tiny(**settings: object) -> LlamaForCausalLM:
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, max_position_embeddings=64, **shape)
-    for name, value in settings.items():
-        setattr(config, name, value)
+def tiny(attention_dropout: float = 0.0) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        attention_dropout=attention_dropout,
+    )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():  # the default initialisation predicts every token alike
         model.lm_head.weight.normal_(std=2)
@@ -75,7 +82,7 @@ class TestPerplexity:
         assert perplexity(model, windows) == perplexity(model, windows)
 
     def test_the_loss_of_a_half_precision_model_is_computed_in_single(self) -> None:
-        model, windows = tiny().to(torch.bfloat16), some_windows(4, 12)
+        model, windows = tiny().bfloat16(), some_windows(4, 12)
         with torch.no_grad():
             logits = model(input_ids=windows).logits[:, :-1].double()
         wanted = nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()

@@ -28,25 +28,26 @@ SHAPES = {
 
 def measure(name: str) -> dict[str, float]:
     """Seconds of a warm meta forward, capture, inference and grouping; peak resident memory in GB."""
-    from lorashear_passes.groups import group
-    from lorashear_passes.infer import infer
     from transformers import LlamaConfig
 
     from lorashear.models import build_twin, captured, example_inputs
+    from lorashear_passes.groups import group
+    from lorashear_passes.infer import infer
 
     twin = build_twin(LlamaConfig(**SHAPES[name]))
     inputs = example_inputs(twin)
     seconds: dict[str, float] = {}
 
-    def timed(what: str, run):  # noqa: ANN001, ANN202
+    def timed(what: str, run):
         start = time.perf_counter()
         result = run()
         seconds[what] = time.perf_counter() - start
         return result
 
     with torch.no_grad():
-        twin(**inputs)
-        timed("meta forward", lambda: twin(**inputs))
+        tokens = inputs["input_ids"]
+        twin(input_ids=tokens)
+        timed("meta forward", lambda: twin(input_ids=tokens))
     graph = timed("capture", lambda: captured(twin))
     typed = timed("inference", lambda: infer(graph))
     timed("grouping", lambda: group(typed))

@@ -2,37 +2,38 @@
 
     python tools/study_criteria.py --models MODEL_FOLDER ... --text FOLDER [--single tinystories-656k] [--ratios 0.2 0.3 0.5]
 
-FOLDER holds train.jsonl, valid.jsonl and test.jsonl (field ``text``). Calibrates on train, prints valid and test perplexity, one
-table row a configuration. ``--single`` names models that are read one document per window instead of packed windows.
+FOLDER holds train.jsonl, valid.jsonl and test.jsonl (field ``text``). Calibrates on train, whose last eighth
+is the guard, and prints perplexities, one table row a configuration. ``--single`` names models that are read one document per window instead of packed windows.
 """
 
 import argparse
 import json
 import math
-import time
-from dataclasses import replace
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import lorashear
 import torch
-from lorashear_passes.allocate import GroupsLike, Unreachable
-from lorashear_passes.compensate import swapped
-from lorashear_passes.oneshot import Outcome, Settings, compress, heldout_loss
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lorashear
+from lorashear_passes.allocate import GroupLike
+from lorashear_passes.compensate import Walk
+from lorashear_passes.oneshot import Budget, Run, Settings, heldout_loss, share_curve
+
 ROWS = {
-    "magnitude, no refit, output": Settings(criterion="magnitude", compensate=False, damage="output"),
-    "wanda, no refit, output": Settings(criterion="wanda", compensate=False, damage="output"),
-    "obs, no refit, output": Settings(compensate=False, damage="output"),
-    "wanda, refit, output": Settings(criterion="wanda", damage="output"),
-    "obs, refit, output": Settings(damage="output"),
-    "obs, refit, share": Settings(damage="share"),
-    "obs, refit, loss": Settings(damage="loss"),
-    "obs, refit, guard": Settings(),
-    "obs, refit to dense, guard": Settings(target="dense"),
+    "magnitude, no refit": Settings(criterion="magnitude", compensate=False),
+    "wanda, no refit": Settings(criterion="wanda", compensate=False),
+    "obs, no refit": Settings(compensate=False),
+    "random, refit": Settings(criterion="random"),
+    "wanda, refit": Settings(criterion="wanda"),
+    "obs, refit": Settings(),
+    "obs, refit, damp 1e-2": Settings(damp=1e-2),
+    "obs, refit to dense": Settings(target="dense"),
 }
+"""At the split that the guard chose."""
 
 Batch = dict[str, Any]
 
@@ -59,20 +60,7 @@ def batches(tokenizer: Any, file: Path, windows: int, length: int, first: int, s
     return result
 
 
-def perplexities(model: nn.Module, groups: GroupsLike, outcome: Outcome, sets: list[list[Batch]]) -> list[float]:
-    """Of the model with the outcome's structures at zero, which is the pruned model's (heads, queries, channels)."""
-    weights = dict(outcome.weights)
-    for name, structures in outcome.removed.items():
-        for parameter, dim in groups[name].slots:
-            if dim == 1:
-                value = weights.setdefault(parameter, model.get_parameter(parameter).data.clone())
-                owned = [s for i in structures for n, d, s in groups[name].slices(i) if (n, d) == (parameter, dim)]
-                value.index_fill_(dim, torch.tensor(sum((list(s) for s in owned), [])), 0)
-    with swapped(model, weights):
-        return [math.exp(heldout_loss(model, part)) for part in sets]
-
-
-def described(widths: dict[str, int], groups: GroupsLike) -> str:
+def described(widths: dict[str, int], groups: Mapping[str, GroupLike]) -> str:
     """Widths per kind, once where all layers agree."""
     kinds: dict[str, list[int]] = {}
     for name, width in widths.items():
@@ -80,7 +68,8 @@ def described(widths: dict[str, int], groups: GroupsLike) -> str:
     return "; ".join(f"{k} {'/'.join(map(str, [v[0]] if len(set(v)) == 1 else v))}" for k, v in kinds.items())
 
 
-def study(folder: Path, text: Path, single: bool, ratios: list[float], windows: int, rows: dict[str, Settings]) -> None:
+def study(folder: Path, text: Path, single: bool, ratios: list[float], windows: int) -> None:
+    """Prints the table's rows for one model: every split with OBS and refit, then every row at the split that the guard chose."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     first = model.config.bos_token_id
@@ -89,27 +78,33 @@ def study(folder: Path, text: Path, single: bool, ratios: list[float], windows: 
         for part, count in (("train", windows), ("valid", 64), ("test", 160))
     )
     groups = lorashear.groups(model)
-    print(
-        f"| {folder.name} | 0 | | dense | {math.exp(heldout_loss(model, valid)):.3f} | {math.exp(heldout_loss(model, test)):.3f} | | | |"
-    )
-    for per_layer in (False, True):
-        for ratio in ratios:
-            for label, settings in rows.items():
-                started = time.perf_counter()
-                try:
-                    outcome = compress(
-                        model, groups, train, ratio=ratio, per_layer=per_layer, settings=replace(settings)
-                    )
-                except Unreachable as error:
-                    print(f"| {folder.name} | {ratio:.0%} | | {label} | {error} |")
-                    continue
-                seconds = time.perf_counter() - started
-                kept = perplexities(model, groups, outcome, [valid, test])
-                print(
-                    f"| {folder.name} | {ratio:.0%} | {'per layer' if per_layer else 'uniform'} | {label} | {kept[0]:.3f} | {kept[1]:.3f} "
-                    f"| {described(outcome.widths, groups)} | {outcome.currency} | {seconds:.0f} |",
-                    flush=True,
-                )
+    chosen = {n: groups[n] for n in groups if groups[n].kind in ("head", "query", "ffn")}
+    cut = len(train) - max(1, len(train) // 8)
+    run = Run(model, chosen, Settings(), lambda *_: None)
+    walk, guard = Walk(model, list(run.jobs), train[:cut]), Walk(model, list(run.jobs), train[cut:])
+    output, losses = run.curves(walk, guard)
+    sets = {"loss": losses, "output": output, "share": {n: share_curve(g) for n, g in chosen.items()}}
+
+    def row(ratio: float, label: str, settings: Settings, widths: dict[str, int]) -> float:
+        with Run(model, chosen, settings, lambda *_: None).pruned(walk, widths, ""):
+            held, *kept = (heldout_loss(model, part) for part in (guard.batches, valid, test))
+        shown = " | ".join(f"{math.exp(loss):.3f}" for loss in (held, *kept))
+        print(f"| {folder.name} | {ratio:.0%} | {label} | {shown} | {described(widths, chosen)} |", flush=True)
+        return held
+
+    row(0.0, "dense", Settings(), run_widths(chosen))
+    for ratio, per_layer in product(ratios, (False, True)):
+        where = "per layer" if per_layer else "uniform"
+        found = run.splits(Budget(groups, ratio, per_layer, 1, {}), sets)
+        held = {name: row(ratio, f"{where}: {name}", Settings(), widths) for name, (widths, _) in found.items()}
+        best = min(held, key=lambda name: held[name])
+        for label, settings in ROWS.items():
+            row(ratio, f"{where} at {best!r}: {label}", settings, found[best][0])
+
+
+def run_widths(chosen: Mapping[str, GroupLike]) -> dict[str, int]:
+    """All structures kept."""
+    return {name: group.size // group.blocks for name, group in chosen.items()}
 
 
 def main() -> None:
@@ -119,14 +114,11 @@ def main() -> None:
     parser.add_argument("--single", nargs="*", default=[])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.5])
     parser.add_argument("--windows", type=int, default=128, help="calibration windows of 256 tokens")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| model | removed | widths | configuration | valid | test | kept | split | seconds |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    print("| model | removed | configuration | guard | valid | test | kept |\n|---|---|---|---|---|---|---|")
     for folder in args.models:
-        study(folder, args.text, folder.name in args.single, args.ratios, args.windows, {n: ROWS[n] for n in args.rows})
+        study(folder, args.text, folder.name in args.single, args.ratios, args.windows)
 
 
 if __name__ == "__main__":

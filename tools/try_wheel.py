@@ -78,7 +78,9 @@ def install(wheel: Path, folder: Path) -> Path:
     run([sys.executable, "-m", "venv", folder], cwd=folder.parent)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     constraints = ROOT / "constraints.txt"
-    run([programs / "python", "-m", "pip", "install", "-q", "-c", constraints, wheel], cwd=folder.parent)
+    # Compiling all of torch to bytecode takes longer than unpacking it, and little of it is imported here.
+    options = ["-q", "--no-compile", "-c", constraints]
+    run([programs / "python", "-m", "pip", "install", *options, wheel], cwd=folder.parent)
     return programs
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lorashear_ir.graph import Argument, Graph, Node, Ref, Role, Source, Value
 from torch.export.graph_signature import InputKind
+
+from lorashear_ir.graph import Argument, Graph, Node, Ref, Role, Source, Value
 
 DTYPES = {
     torch.float32: "f32",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .saliency import DAMP, working_dtype
 
-__all__ = ["Stage", "Walk", "compensate", "consumers"]
+__all__ = ["Stage", "Walk", "chained", "compensate", "consumers"]
 
 Batch = Mapping[str, Any]
 
@@ -73,6 +73,17 @@ def consumers(model: nn.Module, slots: Iterable[tuple[str, int]]) -> tuple[str, 
             if isinstance(module, nn.Linear) and uses[id(module.weight)] == 1 and owner not in found:
                 found.append(owner)
     return tuple(found)
+
+
+def chained(model: nn.Module, names: Sequence[str], more: Iterable[str]) -> list[str]:
+    """Those of ``more`` that lie in the list of blocks that holds ``names``, or, without names, the first list that has any."""
+    rest = [name for name in dict.fromkeys(more) if name not in names]
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and all(name.startswith(f"{prefix}.") for name in names):
+            inside = [name for name in rest if name.startswith(f"{prefix}.")]
+            if inside or names:
+                return inside
+    return rest
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from lorashear_ir.axes import Axis, Dim, Solver, axes_of
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Value
 from lorashear_ir.ops import CONSTANT_FILL, EINSUM, MOVEMENT, POINTWISE, Dims, Operands, broadcast, where
-
 from lorashear_passes.kinds import Kinds
 from lorashear_passes.neutral import judge
 from lorashear_passes.norms import find_norms

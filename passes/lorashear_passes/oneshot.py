@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from . import saliency
 from .allocate import GroupLike, GroupsLike, allocate
-from .compensate import Stage, Walk, compensate, consumers, swapped
+from .compensate import Stage, Walk, chained, compensate, consumers, swapped
 
 __all__ = ["Outcome", "Settings", "compress", "heldout_loss"]
 
@@ -98,7 +98,7 @@ def compress(
     ``batches`` are keyword arguments of the model's forward (``input_ids`` ``[batch, length]``, ``attention_mask`` if padded,
     ``use_cache=False``), on its device. ``heldout`` measures splits and knowledge curves; without it the last eighth of the
     batches is kept apart for that. ``batches=None``: order by magnitude, equal shares, no refit. ``names`` are the groups to
-    prune, by default all that are prunable but hidden ones. ``progress(stage, done, total)`` is called on the way.
+    prune, by default all that are prunable in ``groups``. ``progress(stage, done, total)`` is called on the way.
 
     The same input gives the same outcome. Raises ``Unreachable`` (see ``allocate``) and ``ValueError`` for an unknown setting.
     """
@@ -106,14 +106,14 @@ def compress(
     if settings.criterion not in CRITERIA:
         raise ValueError(f"criterion {settings.criterion!r} is none of {', '.join(CRITERIA)}")
     chosen = {name: groups[name] for name in (_prunable(groups) if names is None else names)}
-    budget = _Budget(groups, ratio, per_layer, round_to, minimum or {})
+    budget = Budget(groups, ratio, per_layer, round_to, minimum or {})
     if not batches:
         settings = replace(
             settings, compensate=False, criterion="random" if settings.criterion == "random" else "magnitude"
         )
-    shares = {name: _share_curve(group) for name, group in chosen.items()}
+    shares = {name: share_curve(group) for name, group in chosen.items()}
     budget.widths(shares)  # refuses early what cannot be reached
-    run = _Run(model, chosen, settings, progress or (lambda *_: None))
+    run = Run(model, chosen, settings, progress or (lambda *_: None))
     if not batches:
         return run.blind(budget, shares)
     if heldout is None and len(batches) > 1:
@@ -140,7 +140,7 @@ def heldout_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
 
 
 @dataclass(frozen=True)
-class _Budget:
+class Budget:
     groups: GroupsLike
     ratio: float
     per_layer: bool
@@ -153,14 +153,14 @@ class _Budget:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One consumer: the groups it contracts over (heads before queries) and the columns of their structures."""
 
     groups: tuple[GroupLike, ...]
     columns: tuple[Tensor, ...]
 
 
-class _Run:
+class Run:
     """One call of ``compress``: the model, what may go, and the weights as they were."""
 
     def __init__(
@@ -180,7 +180,7 @@ class _Run:
                 plain = settings.criterion == "magnitude"
                 self.static[name] = _magnitude(model, group) if plain else saliency.random_scores(group.size, generator)
 
-    def blind(self, budget: _Budget, shares: Curves) -> Outcome:
+    def blind(self, budget: Budget, shares: Curves) -> Outcome:
         """No text: static scores, equal shares."""
         started = time.perf_counter()
         widths = budget.widths(shares)
@@ -191,28 +191,30 @@ class _Run:
             self._front_removed(group, widths, removed)
         return Outcome(removed, {}, widths, shares, "share", {}, {"allocate": time.perf_counter() - started})
 
-    def measured(self, budget: _Budget, shares: Curves, batches: Sequence[Batch], heldout: Sequence[Batch]) -> Outcome:
+    def measured(self, budget: Budget, shares: Curves, batches: Sequence[Batch], heldout: Sequence[Batch]) -> Outcome:
         with self._timed("capture"):
-            names = list(self.jobs) or [name for found in self.readers.values() for name in found][:1]
+            names = list(self.jobs)
+            if self.settings.compensate or not names:
+                names += chained(self.model, names, [name for found in self.readers.values() for name in found])
             walk, guard = Walk(self.model, names, batches), Walk(self.model, names, heldout)
         with self._timed("score"):
             self._front_scores(batches)
-            output, losses = self._curves(walk, guard)
-        splits = self._splits(budget, {"loss": losses, "output": output, "share": shares})
+            output, losses = self.curves(walk, guard)
+        splits = self.splits(budget, {"loss": losses, "output": output, "share": shares})
         tried: dict[str, float] = {}
         with self._timed("guard"):
             if len(splits) > 1:
                 trial = Walk(self.model, names, batches[: -(-len(batches) // TRIAL)])
                 for number, (name, (widths, _)) in enumerate(splits.items()):
-                    with self._pruned(trial, widths, ""):
+                    with self.pruned(trial, widths, ""):
                         tried[name] = heldout_loss(self.model, heldout)
                     self.progress("guard", number + 1, len(splits))
         best = min(splits, key=lambda name: (tried.get(name, 0.0), list(splits).index(name)))
         widths, curves = splits[best]
-        with self._timed("prune"), self._pruned(walk, widths, "prune") as (removed, weights):
+        with self._timed("prune"), self.pruned(walk, widths, "prune") as (removed, weights):
             return Outcome(removed, weights, widths, curves, best, tried, self.seconds)
 
-    def _splits(self, budget: _Budget, sets: Mapping[str, Curves]) -> dict[str, tuple[dict[str, int], Curves]]:
+    def splits(self, budget: Budget, sets: Mapping[str, Curves]) -> dict[str, tuple[dict[str, int], Curves]]:
         """Different splits of the budget by name, the first that gave a split names it."""
         kind = self.settings.damage
         if kind != "guard":
@@ -233,7 +235,7 @@ class _Run:
     def _weighed(self, curves: Curves, weights: Mapping[str, float]) -> Curves:
         return {n: [weights.get(self.chosen[n].kind, 1.0) * v for v in curve] for n, curve in curves.items()}
 
-    def _pins(self, budget: _Budget, shares: Curves, losses: Curves) -> dict[str, Curves]:
+    def _pins(self, budget: Budget, shares: Curves, losses: Curves) -> dict[str, Curves]:
         """Curves that pin how many heads and queries every layer loses, the ones of least expected loss."""
         kinds = {group.kind: _units(group) for group in self.chosen.values() if group.kind in ("head", "query")}
         ranges = [
@@ -252,7 +254,7 @@ class _Run:
             found.append((expected, "pinned " + ", ".join(f"{k} -{c}" for k, c in pins.items()), curves))
         return {name: curves for _, name, curves in sorted(found, key=lambda entry: entry[:2])[:PINS]}
 
-    def _curves(self, walk: Walk, guard: Walk) -> tuple[Curves, Curves]:
+    def curves(self, walk: Walk, guard: Walk) -> tuple[Curves, Curves]:
         """Per group the relative output error, and the rise of held-out loss, after each number of units removed alone."""
         wants_loss = self.settings.damage in ("guard", "loss")
         dense = heldout_loss(self.model, guard.batches) if wants_loss else 0.0
@@ -261,10 +263,12 @@ class _Run:
         states, held = walk.start, guard.start
         for position, stage in enumerate(walk.stages):
             for name in stage.consumers:
+                if name not in self.jobs:
+                    continue
                 covariance = walk.covariances(stage, states, [name])[name][0]
                 weight = self._weight(name)
                 energy = max(saliency.output_energy(weight, covariance), 1e-30)
-                job = self.jobs.get(name, _Job((), ()))
+                job = self.jobs[name]
                 for group, columns in zip(job.groups, job.columns, strict=True):
                     order = self._order(group, columns, columns, group.blocks, weight, covariance)
                     curve = saliency.damage_curve(
@@ -301,7 +305,7 @@ class _Run:
         return found
 
     @contextmanager
-    def _pruned(
+    def pruned(
         self, walk: Walk, widths: Mapping[str, int], label: str
     ) -> Iterator[tuple[dict[str, list[int]], dict[str, Tensor]]]:
         """The model pruned to ``widths`` for a moment: what was removed, and the refitted weights."""
@@ -340,12 +344,17 @@ class _Run:
         removed: dict[str, list[int]],
         weights: dict[str, Tensor],
     ) -> None:
-        job = self.jobs[name]
-        if dense is None and all(widths[g.name] == _units(g) for g in job.groups):
+        job = self.jobs.get(name, Job((), ()))
+        hidden = [g for g in self.front if g.name in removed and name in self.readers.get(g.name, ())]
+        if dense is None and not hidden and all(widths[g.name] == _units(g) for g in job.groups):
             return
         covariance, cross = walk.covariances(stage, states, [name], dense=dense, originals=touched)[name]
-        weight = self._weight(name)
+        # Columns as they were, since the dense model's input is what they refit to; rows that went stay zero.
+        weight = touched[f"{name}.weight"] * self._weight(name).any(1, keepdim=True)
         gone = self._gone(job, weight, covariance, widths, removed)
+        for group in hidden:
+            owned = _columns(group, f"{name}.weight", 1)[removed[group.name]].flatten()
+            gone = torch.cat([gone, owned]).unique()
         fresh = self._refitted(weight, gone, covariance, cross)
         self.model.get_parameter(f"{name}.weight").data = fresh
         if self.settings.compensate:
@@ -353,7 +362,7 @@ class _Run:
 
     def _gone(
         self,
-        job: _Job,
+        job: Job,
         weight: Tensor | None,
         covariance: Tensor | None,
         widths: Mapping[str, int],
@@ -468,18 +477,14 @@ class _Run:
 
 
 def _prunable(groups: GroupsLike) -> list[str]:
-    return [
-        name
-        for name in groups
-        if getattr(groups[name], "prunable", True) and groups[name].kind in ("head", "query", "ffn")
-    ]
+    return [name for name in groups if getattr(groups[name], "prunable", True) and _units(groups[name]) > 1]
 
 
 def _units(group: GroupLike) -> int:
     return group.size // group.blocks
 
 
-def _share_curve(group: GroupLike) -> list[float]:
+def share_curve(group: GroupLike) -> list[float]:
     """Rises with the square of the share and with the group's weights, so equal shares of every group are the cheapest."""
     units = _units(group)
     return [group.parameters * group.size * (count / units) ** 2 for count in range(units + 1)]
@@ -512,13 +517,13 @@ def _add(curves: Curves, name: str, curve: list[float]) -> None:
     curves[name] = [a + b for a, b in zip(curves[name], curve, strict=True)] if name in curves else curve
 
 
-def _jobs(chosen: Mapping[str, GroupLike], found: Mapping[str, Sequence[str]]) -> dict[str, _Job]:
+def _jobs(chosen: Mapping[str, GroupLike], found: Mapping[str, Sequence[str]]) -> dict[str, Job]:
     rank = {"head": 0, "query": 1}
-    jobs: dict[str, _Job] = {}
+    jobs: dict[str, Job] = {}
     for consumer in dict.fromkeys(name for names in found.values() for name in names):
         groups = [chosen[name] for name, names in found.items() if consumer in names]
         groups.sort(key=lambda group: (rank.get(group.kind, 2), group.name))
-        jobs[consumer] = _Job(tuple(groups), tuple(_columns(group, f"{consumer}.weight", 1) for group in groups))
+        jobs[consumer] = Job(tuple(groups), tuple(_columns(group, f"{consumer}.weight", 1) for group in groups))
     return jobs
 
 
