@@ -97,8 +97,8 @@ def compile_(
 @app.command()
 def groups(model: Model, as_json: AsJson = False, trust_remote_code: Remote = False) -> None:
     """The node groups: name, kind, structures, weights each, prunable or the reason."""
-    from lorashear.compiler import table
     from lorashear.models import groups as groups_of
+    from lorashear.report import table
 
     found = groups_of(model, trust_remote_code=trust_remote_code)
     if as_json:

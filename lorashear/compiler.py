@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lorashear import checkpoint, data, evaluate, models, report
+from lorashear import checkpoint, evaluate, models, report
+from lorashear.calibration import Windows, batches, read_windows
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.folder import write_folder, write_json
@@ -23,17 +24,15 @@ from lorashear.output import check_target, output_folder
 from lorashear.planning import lower, stored_names
 from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
-from lorashear.stages import Say, Stages
+from lorashear.stages import Progress, Say, Stages
 from lorashear_ir.groups import Groups
-from lorashear_passes import oneshot
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.groups import group
 from lorashear_passes.infer import infer
 from lorashear_passes.oneshot import Outcome, compress
+from lorashear_passes.surgery import Settings as Surgery
 
-Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EVALUATION_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def compile(
         target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
         source = checkpoint.Checkpoint.open(folder)
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
-        return _compile(source, name, target, wanted, texts, trust_remote_code, overwrite, Stages(say), progress)
+        return _compile(source, name, target, wanted, texts, trust_remote_code, overwrite, Stages(say, progress))
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
@@ -133,7 +132,6 @@ def _compile(
     trust_remote_code: bool,
     overwrite: bool,
     stage: Stages,
-    progress: Progress | None,
 ) -> CompileResult:
     with stage("read"):
         config = models.read_config(source.folder, trust_remote_code=trust_remote_code)
@@ -142,7 +140,7 @@ def _compile(
         shapes |= {n: tuple(b.shape) for n, b in twin.named_buffers() if n in twin.state_dict()}
         source.check_shapes(shapes, _tied(twin))
         source.check_finite()
-        calibration, held_out = _windows(source, config, texts, settings)
+        windows = read_windows(source.folder, config, texts, settings) if texts else None
     with stage("capture"):
         graph = models.captured(twin)
         stage.made("capture", lambda: str(graph))
@@ -151,17 +149,18 @@ def _compile(
         stage.made("infer", lambda: str(typed))
     with stage("group"):
         groups = models.expressible(group(typed), config)
-        stage.made("groups", lambda: table(groups))
+        stage.made("groups", lambda: report.table(groups))
     with stage("prune"):
         scratch = _working_copy(source.folder, settings, trust_remote_code)
-        before = evaluate.perplexity(scratch, held_out) if held_out is not None else None
-        outcome = _outcome(scratch, groups, calibration, settings, progress)
+        before = _judged(scratch, windows)
+        outcome = _outcome(scratch, groups, windows, settings, stage)
+        del scratch
     with stage("plan"):
         recorded = {
             **asdict(settings),
             "prune": list(settings.prune),
-            "criterion": _criterion(settings, calibration),
-            "text": calibration is not None,
+            "criterion": _criterion(settings, windows),
+            "text": windows is not None,
         }
         plan = lower(source, config, groups, outcome.removed, recorded)
         replace = _replacements(source, groups, plan, outcome)
@@ -170,12 +169,10 @@ def _compile(
         stage.made("plan", plan.to_json)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
         with stage("slice"):
-            write_folder(plan, source, folder, replace=replace)
+            write_folder(plan, source, folder, replace=replace, progress=partial(stage.progress, "slice"))
         with stage("evaluate"):
-            after = (
-                evaluate.perplexity(_working_copy(folder, settings, True), held_out) if held_out is not None else None
-            )
-        content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, held_out)
+            after = _judged(_working_copy(folder, settings, True), windows) if before else None
+        content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, windows)
         _finish(folder, plan, content)
     return CompileResult(target, plan, content)
 
@@ -187,28 +184,9 @@ def _tied(twin: torch.nn.Module) -> dict[str, str]:
     return {name: original for name, original in names.items() if name != original}
 
 
-def _windows(
-    source: checkpoint.Checkpoint, config: PreTrainedConfig, texts: list[str | Path], settings: Settings
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Calibration windows and held-out ones, [windows, context] each, taken by turns from the text; None without text."""
-    if not texts:
-        return None, None
-    documents = data.read_texts(texts)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
-    except Exception as error:
-        raise LorashearError(f"no tokenizer can be read from '{source.folder}', and text needs one: {error}") from error
-    most = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 512)
-    length = settings.context or min(most, 512)
-    if length > most:
-        raise LorashearError(f"context is {length}, but the model's positions end at {most}")
-    evaluation = -(-EVALUATION_TOKENS // (length - 1))
-    found = data.windows(tokenizer, documents, length, limit=settings.windows + evaluation, seed=settings.seed)
-    if len(found) < 2:
-        return found, None
-    count = max(1, round(len(found) * settings.windows / (settings.windows + evaluation)))
-    chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
-    return found[chosen[:count].sort().values], found[chosen[count:].sort().values]
+def _judged(model: torch.nn.Module, windows: Windows | None) -> evaluate.Perplexity | None:
+    """Perplexity on the windows that neither calibrated nor chose; None where there are none."""
+    return evaluate.perplexity(model, windows.evaluation) if windows is not None and len(windows.evaluation) else None
 
 
 def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> torch.nn.Module:
@@ -221,39 +199,36 @@ def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> 
     return model.to(settings.device)  # pyright: ignore
 
 
-def _criterion(settings: Settings, calibration: torch.Tensor | None) -> str:
-    return settings.criterion or ("obs" if calibration is not None else "magnitude")
+def _criterion(settings: Settings, windows: Windows | None) -> str:
+    return settings.criterion or ("obs" if windows is not None else "magnitude")
 
 
 def _outcome(
-    model: torch.nn.Module,
-    groups: Groups,
-    calibration: torch.Tensor | None,
-    settings: Settings,
-    progress: Progress | None,
+    model: torch.nn.Module, groups: Groups, windows: Windows | None, settings: Settings, stage: Stages
 ) -> Outcome:
-    criterion = _criterion(settings, calibration)
-    if calibration is None and criterion not in ("magnitude", "random"):
+    criterion = _criterion(settings, windows)
+    if windows is None and criterion not in ("magnitude", "random"):
         raise LorashearError(f"criterion is {criterion}, which needs text: pass text (--text FILE)")
     chosen = groups.only(settings.prune)
     if not chosen:
         raise LorashearError(f"the model has no prunable group of the kinds {', '.join(settings.prune)}")
-    batches = None
-    if calibration is not None:
-        size = evaluate.batch_size(calibration.shape[1], int(model.config.get_text_config().vocab_size))  # type: ignore[union-attr]
-        batches = [{"input_ids": rows.to(settings.device), "use_cache": False} for rows in calibration.split(size)]
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
+    calibration, guard = (
+        (batches(part, vocabulary, settings.device) for part in (windows.calibration, windows.guard))
+        if windows is not None
+        else (None, [])
+    )
     try:
         return compress(
             model,
             chosen,
-            batches,
+            calibration,
             ratio=settings.ratio,
+            heldout=guard,
             per_layer=settings.per_layer,
             round_to=settings.round_to,
-            settings=oneshot.Settings(
-                criterion=criterion, compensate=settings.compensate, seed=settings.seed, damage="output"
-            ),
-            progress=progress,
+            settings=Surgery(criterion=criterion, compensate=settings.compensate, seed=settings.seed),
+            progress=stage.progress,
         )
     except Unreachable as error:
         raise LorashearError(str(error)) from error
@@ -285,15 +260,13 @@ def _report(
     stage: Stages,
     before: evaluate.Perplexity | None,
     after: evaluate.Perplexity | None,
-    held_out: torch.Tensor | None,
+    windows: Windows | None,
 ) -> dict[str, Any]:
     small = checkpoint.Checkpoint.open(folder)
     counts = [_count(found, groups) for found in (source, small)]
     perplexity = None
-    if before is not None and after is not None and held_out is not None:
-        what = (
-            f"{before.tokens:,} tokens of the calibration text that were not calibrated on, context {held_out.shape[1]}"
-        )
+    if before is not None and after is not None and windows is not None:
+        what = f"{before.tokens:,} tokens of the given text that were not calibrated on, context {windows.context}"
         perplexity = {"before": before.perplexity, "after": after.perplexity, "tokens": before.tokens, "data": what}
     return {
         "model": name,
@@ -305,8 +278,9 @@ def _report(
         "criterion": plan.settings["criterion"],
         "compensated": sorted(plan.changed),
         "perplexity": perplexity,
-        "note": "" if held_out is not None else "no text was given: ranked without data, not compensated",
-        "seconds": stage.seconds,
+        "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
+        "note": "" if windows is not None else "no text was given: ranked without data, not compensated",
+        "seconds": {**stage.seconds, **{f"prune: {name}": round(s, 4) for name, s in outcome.seconds.items()}},
         "peak_bytes": stage.peak_bytes,
         "device": settings.device,
         "settings": asdict(settings),
@@ -322,15 +296,3 @@ def _count(found: checkpoint.Checkpoint, groups: Groups) -> int:
 def _finish(folder: Path, plan: Plan, content: dict[str, Any]) -> None:
     (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
     write_json(folder / "lorashear" / "report.json", content)
-
-
-def table(groups: Groups) -> str:
-    """The groups as lines: name, kind, structures, weights a structure, prunable or why not."""
-    rows = [("group", "kind", "structures", "weights each", "prunable")]
-    rows += [
-        (g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        f"{r[0]:{widths[0]}}  {r[1]:{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]}" for r in rows
-    )

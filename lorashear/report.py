@@ -65,3 +65,15 @@ def card(report: Mapping[str, Any], route: str) -> str:
         criterion=report["criterion"],
         compensation=", compensated by least squares" if report["compensated"] else "",
     )
+
+
+def table(groups: Groups) -> str:
+    """The groups as lines: name, kind, structures, weights a structure, prunable or why not."""
+    rows = [("group", "kind", "structures", "weights each", "prunable")]
+    rows += [
+        (g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        f"{r[0]:{widths[0]}}  {r[1]:{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]}" for r in rows
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
 
 
 def debug_level() -> int:
@@ -25,6 +26,7 @@ class Stages:
     """The stages so far: seconds each, and the peak resident memory of the process at its end, in bytes."""
 
     say: Say | None = None
+    shown: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -41,6 +43,11 @@ class Stages:
         self.peak_bytes[name] = peak if sys.platform == "darwin" else peak * 1024
         if debug_level():
             print(f"lorashear: {number} {name}: {self.seconds[name]:.3f} s", file=sys.stderr)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Tell how far the current stage is."""
+        if self.shown:
+            self.shown(what, done, total)
 
     def made(self, what: str, text: Callable[[], str]) -> None:
         """Note what the current stage made; its text goes to LORASHEAR_DUMP as ``03-infer.txt``."""

@@ -1,7 +1,6 @@
 """Criteria against brute force."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import pytest
 import torch
@@ -54,17 +53,13 @@ def test_obs_order_is_the_greedy_one_by_brute_force(width: int, seed: int) -> No
         gone.append(structure)
 
 
-def test_damage_curve_is_the_error_of_every_prefix() -> None:
-    weight, covariance, columns = problem(5, 2)
-    order = [3, 1, 4, 0, 2]
-    curve = saliency.damage_curve(weight, covariance, columns, order, damp=1e-3)
-    plain = saliency.damage_curve(weight, covariance, columns, order, refit=False)
-    for count in range(6):
-        gone = columns[order[:count]].flatten()
-        assert float(curve[count]) == pytest.approx(refit_error(weight, covariance, gone, 1e-3), abs=1e-9)
-        part = weight[:, gone]
-        assert float(plain[count]) <= float(torch.trace(part @ covariance[gone][:, gone] @ part.T)) + 1e-9 or count
-    assert all(a <= b for a, b in pairwise(curve.tolist()))
+def test_a_short_order_is_the_beginning_of_the_whole_one() -> None:
+    weight, covariance, columns = problem(9)
+    for rounds in (128, 4):
+        whole = saliency.obs_order(weight, covariance, columns, rounds=rounds)
+        assert sorted(whole) == list(range(9))
+        for count in range(10):
+            assert saliency.obs_order(weight, covariance, columns, count=count, rounds=rounds) == whole[:count]
 
 
 def test_several_blocks_lose_equally_many_in_every_round() -> None:
@@ -86,10 +81,8 @@ def test_wanda_and_magnitude_follow_their_formulas() -> None:
     assert saliency.magnitude([(squares, columns)]).tolist() == pytest.approx(squares.reshape(3, 2).sum(1).tolist())
 
 
-def test_ties_go_to_the_lower_index_and_a_stride_removes_everything_once() -> None:
+def test_ties_go_to_the_lower_index() -> None:
     assert saliency.in_rounds(torch.tensor([1.0, 0.0, 0.0, 1.0])) == [1, 2, 0, 3]
-    weight, covariance, columns = problem(7)
-    assert sorted(saliency.obs_order(weight, covariance, columns, stride=3)) == list(range(7))
 
 
 def test_random_scores_repeat_with_their_seed() -> None:
@@ -101,4 +94,3 @@ def test_a_dead_or_singular_input_is_no_obstacle() -> None:
     weight, covariance, columns = problem(4)
     covariance = covariance * 0
     assert sorted(saliency.obs_order(weight, covariance, columns)) == [0, 1, 2, 3]
-    assert saliency.damage_curve(weight, covariance, columns, [0, 1, 2, 3]).isfinite().all()

@@ -1,124 +1,166 @@
-"""Which criterion, refit and damage measure keeps the most: perplexity after one-shot pruning, no training.
+"""Which rank, refit and split keeps the most: test perplexity after one-shot pruning, no training.
 
-    python tools/study_criteria.py --models MODEL_FOLDER ... --text FOLDER [--single tinystories-656k] [--ratios 0.2 0.3 0.5]
+    python tools/study_criteria.py [--shared ../shared/data] [--only NAME ...] [--windows 128]
 
-FOLDER holds train.jsonl, valid.jsonl and test.jsonl (field ``text``). Calibrates on train, whose last eighth
-is the guard, and prints perplexities, one table row a configuration. ``--single`` names models that are read one document per window instead of packed windows.
+Prunes the checkpoint that ships with the repository on the standard library's source and, where the folder --shared is
+there, its three models on TinyStories. Calibrates on the train split, chooses splits on the valid split, prints
+perplexities on the test split, one table row a configuration.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import math
-from collections.abc import Mapping
-from itertools import product
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 import lorashear
-from lorashear_passes.allocate import GroupLike
-from lorashear_passes.compensate import Walk
-from lorashear_passes.oneshot import Budget, Run, Settings, heldout_loss, share_curve
+from lorashear import calibration, data
+from lorashear_ir.groups import Groups
+from lorashear_passes.oneshot import Settings, compress
+from lorashear_passes.splits import Budget, equal_shares
+from lorashear_passes.walk import Batch, heldout_loss, swapped
 
+ROOT = Path(__file__).resolve().parent.parent
+CONTEXT, GUARD, TEST = 256, 32, 160
+KINDS = ("head", "query", "ffn")
 ROWS = {
+    "random, no refit": Settings(criterion="random", compensate=False),
     "magnitude, no refit": Settings(criterion="magnitude", compensate=False),
     "wanda, no refit": Settings(criterion="wanda", compensate=False),
     "obs, no refit": Settings(compensate=False),
     "random, refit": Settings(criterion="random"),
+    "magnitude, refit": Settings(criterion="magnitude"),
     "wanda, refit": Settings(criterion="wanda"),
     "obs, refit": Settings(),
-    "obs, refit, damp 1e-2": Settings(damp=1e-2),
-    "obs, refit to dense": Settings(target="dense"),
+    "obs, refit, λ 1e-2": Settings(damp=1e-2),
+    "obs, refit, λ 1e-4": Settings(damp=1e-4),
+    "obs, refit to the dense model's output": Settings(target="dense"),
 }
-"""At the split that the guard chose."""
-
-Batch = dict[str, Any]
+"""All at the uniform widths that `compile` would choose."""
 
 
-def batches(tokenizer: Any, file: Path, windows: int, length: int, first: int, single: bool) -> list[Batch]:
-    """Windows of ``length`` tokens in batches of 16, packed or one document each (padded)."""
-    rows: list[list[int]] = [[]]
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            ids = [first, *tokenizer(json.loads(line)["text"], add_special_tokens=False, verbose=False)["input_ids"]]
-            rows = [*rows, ids[:length]] if single else [rows[0] + ids]
-            if len(rows) > windows or len(rows[0]) >= windows * length:
-                break
+@dataclass(frozen=True)
+class Subject:
+    """A model, its text, and the ratios to prune at."""
+
+    folder: Path
+    text: Mapping[str, Path]
+    ratios: tuple[float, ...] = (0.2, 0.5)
+    single: bool = False  # one document a window, padded: the model has never seen packed text
+
+
+def subjects(shared: Path, scratch: Path) -> Iterator[Subject]:
+    subprocess.run(
+        [sys.executable, ROOT / "examples" / "stdlib_text.py", scratch], check=True, stdout=subprocess.DEVNULL
+    )
+    source = {split: scratch / f"{split}.jsonl" for split in ("train", "valid", "test")}
+    yield Subject(ROOT / "examples" / "stdlib-llama-2.8m", source)
+    stories = {split: shared / "text" / "tinystories" / f"{split}.jsonl" for split in ("train", "valid", "test")}
+    if shared.is_dir():
+        yield Subject(shared / "models" / "babyllama-105", stories)
+        yield Subject(shared / "models" / "stories260k", stories)
+        # Two fifths of its weights are the embedding, so half of all parameters is out of reach.
+        yield Subject(shared / "models" / "tinystories-656k", stories, (0.15, 0.3), single=True)
+
+
+def batches(tokenizer: Any, file: Path, count: int, single: bool) -> list[Batch]:
+    documents = data.read_texts([file])
     if not single:
-        rows = [rows[0][i : i + length] for i in range(0, windows * length, length)]
-    result: list[Batch] = []
-    kept = [row for row in rows if row]
-    for start in range(0, len(kept), 16):
-        part = kept[start : start + 16]
+        windows = data.windows(tokenizer, documents, CONTEXT, limit=count)
+        return calibration.batches(windows, len(tokenizer), "cpu")
+    rows = [[tokenizer.bos_token_id, *tokenizer(d, add_special_tokens=False)["input_ids"]][:CONTEXT] for d in documents]
+    found: list[Batch] = []
+    for start in range(0, count, calibration.BATCH_WINDOWS):
+        part = rows[start : start + calibration.BATCH_WINDOWS]
         width = max(map(len, part))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in part])
-        result.append({"input_ids": ids, "use_cache": False} | ({"attention_mask": mask} if single else {}))
-    return result
+        found.append({"input_ids": ids, "attention_mask": mask, "use_cache": False})
+    return found
 
 
-def described(widths: dict[str, int], groups: Mapping[str, GroupLike]) -> str:
+class Study:
+    """One model: prunes it one way after another and prints a row each."""
+
+    def __init__(self, subject: Subject, windows: int) -> None:
+        self.name = subject.folder.name
+        self.model: nn.Module = AutoModelForCausalLM.from_pretrained(subject.folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(subject.folder)
+        self.train, self.guard, self.test = (
+            batches(tokenizer, subject.text[split], count, subject.single)
+            for split, count in (("train", windows), ("valid", GUARD), ("test", TEST))
+        )
+        self.groups: Groups = lorashear.groups(self.model)
+
+    def run(self, ratio: float) -> None:
+        chosen = self.groups.only(KINDS)
+        dense = math.exp(heldout_loss(self.model, self.test))
+        print(f"| {self.name} | {ratio:.0%} | dense | {dense:.3f} | |", flush=True)
+        equal = Budget(chosen, ratio).widths(equal_shares(chosen))
+        self.row(ratio, "split: equal shares", Settings(), widths=equal)
+        widths = self.row(ratio, "split: measured (default)", Settings(), heldout=self.guard)
+        self.row(ratio, "split: measured, per layer", Settings(), heldout=self.guard, per_layer=True)
+        for label, settings in ROWS.items():
+            self.row(ratio, label, settings, widths=widths)
+
+    def row(self, ratio: float, label: str, settings: Settings, **more: Any) -> Mapping[str, int]:
+        chosen = self.groups.only(KINDS)
+        outcome = compress(self.model, chosen, self.train, ratio=ratio, settings=settings, **more)
+        with swapped(self.model, self.zeroed(outcome.removed, outcome.weights)):
+            perplexity = math.exp(heldout_loss(self.model, self.test))
+        shown = described(outcome.split.widths, chosen)
+        print(f"| {self.name} | {ratio:.0%} | {label} | {perplexity:.3f} | {shown} |", flush=True)
+        return outcome.split.widths
+
+    def zeroed(self, removed: Mapping[str, Sequence[int]], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """The pruned model by the theorem: structures at zero, refitted weights in place."""
+        values: dict[str, torch.Tensor] = {}
+        for name, cut in self.groups.cuts(removed).items():
+            values[name] = weights.get(name, self.model.get_parameter(name).data).clone()
+            for dim, kept in cut.keep.items():
+                gone = sorted(set(range(values[name].shape[dim])) - set(kept))
+                values[name].index_fill_(dim, torch.tensor(gone, dtype=torch.long), 0)
+        return {**weights, **values}
+
+
+def described(widths: Mapping[str, int], groups: Groups) -> str:
     """Widths per kind, once where all layers agree."""
     kinds: dict[str, list[int]] = {}
     for name, width in widths.items():
         kinds.setdefault(groups[name].kind, []).append(width)
-    return "; ".join(f"{k} {'/'.join(map(str, [v[0]] if len(set(v)) == 1 else v))}" for k, v in kinds.items())
-
-
-def study(folder: Path, text: Path, single: bool, ratios: list[float], windows: int) -> None:
-    """Prints the table's rows for one model: every split with OBS and refit, then every row at the split that the guard chose."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    first = model.config.bos_token_id
-    train, valid, test = (
-        batches(tokenizer, text / f"{part}.jsonl", count, 256, first, single)
-        for part, count in (("train", windows), ("valid", 64), ("test", 160))
-    )
-    groups = lorashear.groups(model)
-    chosen = {n: groups[n] for n in groups if groups[n].kind in ("head", "query", "ffn")}
-    cut = len(train) - max(1, len(train) // 8)
-    run = Run(model, chosen, Settings(), lambda *_: None)
-    walk, guard = Walk(model, list(run.jobs), train[:cut]), Walk(model, list(run.jobs), train[cut:])
-    output, losses = run.curves(walk, guard)
-    sets = {"loss": losses, "output": output, "share": {n: share_curve(g) for n, g in chosen.items()}}
-
-    def row(ratio: float, label: str, settings: Settings, widths: dict[str, int]) -> float:
-        with Run(model, chosen, settings, lambda *_: None).pruned(walk, widths, ""):
-            held, *kept = (heldout_loss(model, part) for part in (guard.batches, valid, test))
-        shown = " | ".join(f"{math.exp(loss):.3f}" for loss in (held, *kept))
-        print(f"| {folder.name} | {ratio:.0%} | {label} | {shown} | {described(widths, chosen)} |", flush=True)
-        return held
-
-    row(0.0, "dense", Settings(), run_widths(chosen))
-    for ratio, per_layer in product(ratios, (False, True)):
-        where = "per layer" if per_layer else "uniform"
-        found = run.splits(Budget(groups, ratio, per_layer, 1, {}), sets)
-        held = {name: row(ratio, f"{where}: {name}", Settings(), widths) for name, (widths, _) in found.items()}
-        best = min(held, key=lambda name: held[name])
-        for label, settings in ROWS.items():
-            row(ratio, f"{where} at {best!r}: {label}", settings, found[best][0])
-
-
-def run_widths(chosen: Mapping[str, GroupLike]) -> dict[str, int]:
-    """All structures kept."""
-    return {name: group.size // group.blocks for name, group in chosen.items()}
+    return "; ".join(f"{k} {'/'.join(map(str, v if len(set(v)) > 1 else v[:1]))}" for k, v in kinds.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--single", nargs="*", default=[])
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.5])
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--only", nargs="*", help="names of models")
     parser.add_argument("--windows", type=int, default=128, help="calibration windows of 256 tokens")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| model | removed | configuration | guard | valid | test | kept |\n|---|---|---|---|---|---|---|")
-    for folder in args.models:
-        study(folder, args.text, folder.name in args.single, args.ratios, args.windows)
+    disable_progress_bar()
+    print(
+        f"{args.windows} calibration, {GUARD} valid and {TEST} test windows of {CONTEXT} tokens, seed 0, fp32, "
+        f"{platform.machine()} CPU, torch {torch.__version__}\n"
+    )
+    print("| model | removed | configuration | test perplexity | kept |\n|---|---|---|---:|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        for subject in subjects(args.shared, Path(scratch)):
+            if not args.only or subject.folder.name in args.only:
+                study = Study(subject, args.windows)
+                for ratio in subject.ratios:
+                    study.run(ratio)
 
 
 if __name__ == "__main__":

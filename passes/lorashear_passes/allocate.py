@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GroupLike", "GroupsLike", "Unreachable", "allocate"]
+__all__ = ["Family", "GroupLike", "GroupsLike", "Unreachable", "allocate", "families"]
 
 GRID = 4096  # points that are enumerated exactly
 LEVELS = 48  # widths per item in the knapsack
@@ -70,56 +70,62 @@ def allocate(
     per_layer: bool = False,
     round_to: int = 1,
     minimum: Mapping[str, int] | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Widths to keep per group in ``curves`` (for ``"query"`` per surviving KV head), as ``groups.count`` takes them.
 
     ``curves[name][r]`` is the damage of removing r units (of each block), any additive unit, r from 0 up to at most the size.
     ``ratio`` is the share of all parameters to remove; the result removes at least that, and less than one step more, a step
     being one structure (of each block) times the family's layers times ``round_to`` (MLP and hidden widths only). ``minimum``
-    is the least width per kind, 1 by default. Raises ``Unreachable``, and ``ValueError`` for a ratio outside [0, 1).
+    is the least width per kind, 1 by default. ``fixed`` gives some groups, by whole families, their widths: only the rest is
+    shared out. Raises ``Unreachable``, and ``ValueError`` for a ratio outside [0, 1) or if all is fixed.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must lie in [0, 1), not {ratio}")
-    families = _families(groups, curves, per_layer, round_to, minimum or {})
+    fixed = dict(fixed or {})
+    every = families(groups, curves, per_layer=per_layer, round_to=round_to, minimum=minimum)
+    free = [family for family in every if family.names[0] not in fixed]
+    given = [family for family in every if family.names[0] in fixed]
+    if not free:
+        raise ValueError("all widths are fixed: nothing is left to share out")
     total = groups.count({})
     target = float(np.ceil(ratio * total - 1e-6))
-    floor = {name: int(family.widths[-1]) for family in families for name in family.names}
+    floor = fixed | {name: int(family.widths[-1]) for family in free for name in family.names}
+    largest = (total - groups.count(floor)) / total
     if total - groups.count(floor) < target:
-        raise Unreachable(ratio, (total - groups.count(floor)) / total, _limits(families))
-    outer = [family for family in families if family.kind == "hidden"]
-    inner = [family for family in families if family.kind != "hidden"]
+        raise Unreachable(ratio, largest, _limits(every))
+    outer = [family for family in free if family.kind == "hidden"]
+    inner = [family for family in free if family.kind != "hidden"]
     if not inner:
-        return _only_hidden(groups, outer, total, target)
+        return fixed | _only_hidden(groups, outer, fixed, total, target)
     best: tuple[bool, float, dict[str, int]] | None = None
     for levels in _grid(outer, 33):
-        hidden = _widths(outer, levels)
-        base = total - groups.count(hidden)
+        around = fixed | _widths(outer, levels)
+        base = total - groups.count(around)
         if base >= target and any(levels):
             continue  # hidden channels alone overshoot: nothing is left to land with
-        items = [_item(groups, part, hidden) for part in _entangled(groups, inner)]
+        items = [_item(groups, part, around) for part in _entangled(groups, inner)]
         if base + sum(item.cost(item.last) for item in items) < target:
             continue
         for chosen in _solve(items, target - base):
-            widths = hidden | {n: w for item, at in zip(items, chosen, strict=True) for n, w in item.widths(at).items()}
+            widths = around | {n: w for item, at in zip(items, chosen, strict=True) for n, w in item.widths(at).items()}
             removed = total - groups.count(widths)
             if removed < target:
                 continue
-            strict = removed - target < _cheapest(items, chosen)
+            strict = removed - target < min(_cheapest(items, chosen), _cheapest_given(groups, given, widths))
             damage = sum(float(f.damage[i]) for f, i in zip(outer, levels, strict=True))
             damage += sum(item.damage(at) for item, at in zip(items, chosen, strict=True))
             if best is None or (not strict, damage) < best[:2]:
                 best = (not strict, damage, widths)
             if strict:
                 break
-    if best is None:
-        raise Unreachable(
-            ratio, (total - groups.count(floor)) / total, "hidden widths too coarse to land: " + _limits(families)
-        )
-    return best[2]
+    if best is None or (fixed and best[0]):
+        raise Unreachable(ratio, largest, "widths too coarse to land: " + _limits(every))
+    return best[2] if not best[0] else _given_back(groups, free, best[2], total - target)
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """Groups that keep equal widths; ``widths`` falls from all to the least allowed, ``damage`` goes with it."""
 
     names: tuple[str, ...]
@@ -132,7 +138,7 @@ class _Family:
 class _Item:
     """Families whose costs multiply: ``corners[bits]`` is the removed count with the families of ``bits`` at their least."""
 
-    families: tuple[_Family, ...]
+    families: tuple[Family, ...]
     corners: tuple[float, ...]
 
     @property
@@ -168,24 +174,27 @@ class _Item:
                 yield (*at[:place], at[place] + by, *at[place + 1 :])
 
     @staticmethod
-    def _share(family: _Family, level: int) -> float:
+    def _share(family: Family, level: int) -> float:
         span = family.widths[0] - family.widths[-1]
         return float((family.widths[0] - family.widths[level]) / span) if span else 0.0
 
 
-def _families(
+def families(
     groups: GroupsLike,
     curves: Mapping[str, Sequence[float]],
-    per_layer: bool,
-    round_to: int,
-    minimum: Mapping[str, int],
-) -> list[_Family]:
+    *,
+    per_layer: bool = False,
+    round_to: int = 1,
+    minimum: Mapping[str, int] | None = None,
+) -> list[Family]:
+    """The groups in ``curves`` as families, hidden channels first, then heads, queries, and the rest."""
+    minimum = minimum or {}
     members: dict[tuple[object, ...], list[str]] = {}
     for name in curves:
         group = groups[name]
         key = (group.kind, group.size, group.blocks, name if per_layer else "")
         members.setdefault(key, []).append(name)
-    families: list[_Family] = []
+    found: list[Family] = []
     for (kind, *_), names in members.items():
         units = groups[names[0]].size // groups[names[0]].blocks
         step = round_to if kind in ROUNDED else 1
@@ -193,13 +202,13 @@ def _families(
         below = np.arange((units - 1) // step * step, 0, -step, dtype=np.int64)
         widths = np.concatenate([np.array([units], dtype=np.int64), below[below >= least]])
         damage = np.sum([np.asarray(curves[name], dtype=np.float64)[units - widths] for name in names], axis=0)
-        families.append(_Family(tuple(names), str(kind), widths, damage))
+        found.append(Family(tuple(names), str(kind), widths, damage))
     rank = {"hidden": 0, "head": 1, "query": 2}
-    return sorted(families, key=lambda family: (rank.get(family.kind, 3), family.names))
+    return sorted(found, key=lambda family: (rank.get(family.kind, 3), family.names))
 
 
-def _entangled(groups: GroupsLike, families: Sequence[_Family]) -> list[tuple[_Family, ...]]:
-    parts: list[tuple[set[str], list[_Family]]] = []
+def _entangled(groups: GroupsLike, families: Sequence[Family]) -> list[tuple[Family, ...]]:
+    parts: list[tuple[set[str], list[Family]]] = []
     for family in families:
         own = {parameter for name in family.names for parameter, _ in groups[name].slots}
         met = [part for part in parts if part[0] & own]
@@ -208,7 +217,7 @@ def _entangled(groups: GroupsLike, families: Sequence[_Family]) -> list[tuple[_F
     return [tuple(sorted(part, key=families.index)) for _, part in parts]
 
 
-def _item(groups: GroupsLike, families: tuple[_Family, ...], fixed: Mapping[str, int]) -> _Item:
+def _item(groups: GroupsLike, families: tuple[Family, ...], fixed: Mapping[str, int]) -> _Item:
     full = groups.count(fixed)
     corners: list[float] = []
     for bits in range(1 << len(families)):
@@ -349,12 +358,44 @@ def _cheapest(items: Sequence[_Item], chosen: Sequence[tuple[int, ...]]) -> floa
     return min(costs, default=np.inf)
 
 
-def _only_hidden(groups: GroupsLike, outer: Sequence[_Family], total: int, target: float) -> dict[str, int]:
+def _cheapest_given(groups: GroupsLike, given: Sequence[Family], widths: Mapping[str, int]) -> float:
+    """The same for families whose widths were given."""
+    here = groups.count(widths)
+    costs = [abs(groups.count({**widths, **moved}) - here) for family in given for moved in _neighbours(family, widths)]
+    return min(costs, default=np.inf)
+
+
+def _neighbours(family: Family, widths: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The family one step wider, and one step narrower."""
+    level = family.widths.tolist().index(widths[family.names[0]])
+    for other in (level - 1, level + 1):
+        if 0 <= other < len(family.widths):
+            yield dict.fromkeys(family.names, int(family.widths[other]))
+
+
+def _given_back(groups: GroupsLike, free: Sequence[Family], widths: dict[str, int], most: float) -> dict[str, int]:
+    """Steps back, the largest first, while no more than ``most`` parameters stay: coarse widths may overshoot."""
+    while True:
+        wider = [
+            {**widths, **moved}
+            for family in free
+            for moved in _neighbours(family, widths)
+            if moved[family.names[0]] > widths[family.names[0]]
+        ]
+        fitting = [(groups.count(w), number) for number, w in enumerate(wider) if groups.count(w) <= most]
+        if not fitting:
+            return widths
+        widths = wider[max(fitting)[1]]
+
+
+def _only_hidden(
+    groups: GroupsLike, outer: Sequence[Family], fixed: Mapping[str, int], total: int, target: float
+) -> dict[str, int]:
     """Hidden channels alone: all such families shrink in step, as little as reaches the target."""
     low, high = 0, max(len(family.widths) for family in outer) - 1
 
     def widths(level: int) -> dict[str, int]:
-        return _widths(outer, [min(level, len(family.widths) - 1) for family in outer])
+        return {**fixed, **_widths(outer, [min(level, len(family.widths) - 1) for family in outer])}
 
     while low < high:
         middle = (low + high) // 2
@@ -362,7 +403,7 @@ def _only_hidden(groups: GroupsLike, outer: Sequence[_Family], total: int, targe
     return widths(low)
 
 
-def _grid(families: Sequence[_Family], most: int) -> Iterator[tuple[int, ...]]:
+def _grid(families: Sequence[Family], most: int) -> Iterator[tuple[int, ...]]:
     """Levels of all families together, thinned evenly to about ``most`` points where there are more."""
     lengths = [len(family.widths) for family in families]
     while np.prod(lengths, dtype=np.float64) > most and max(lengths) > 2:
@@ -374,13 +415,13 @@ def _grid(families: Sequence[_Family], most: int) -> Iterator[tuple[int, ...]]:
     yield from product(*axes)
 
 
-def _widths(families: Sequence[_Family], at: Sequence[int]) -> dict[str, int]:
+def _widths(families: Sequence[Family], at: Sequence[int]) -> dict[str, int]:
     return {
         name: int(family.widths[level]) for family, level in zip(families, at, strict=True) for name in family.names
     }
 
 
-def _limits(families: Sequence[_Family]) -> str:
+def _limits(families: Sequence[Family]) -> str:
     return "; ".join(
         f"{family.kind} widths of {len(family.names)} group(s) end at {family.widths[-1]} of {family.widths[0]}"
         for family in families

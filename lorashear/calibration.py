@@ -1,0 +1,64 @@
+"""A user's text, dealt out: windows to calibrate on, windows that choose between splits, windows that judge the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from lorashear import data, evaluate
+from lorashear.config import Settings
+from lorashear.errors import LorashearError
+from lorashear_passes.walk import Batch
+
+EVALUATION_TOKENS = 32_768
+GUARD_SHARE = 4  # one window chooses between splits for each four that are calibrated on
+BATCH_WINDOWS = 16  # no larger, so that a trial can take a few of them
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids, int64 [windows, context]; no window is in two of them, and ``guard`` and ``evaluation`` may be empty."""
+
+    calibration: torch.Tensor
+    guard: torch.Tensor
+    evaluation: torch.Tensor
+
+    @property
+    def context(self) -> int:
+        return self.calibration.shape[1]
+
+
+def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | Path], settings: Settings) -> Windows:
+    """Windows of the texts, dealt out at random by the seed; where the text is short each use gets its share of it.
+
+    Raises:
+        LorashearError: no text, no tokenizer, less than one window, or a context that the model does not have.
+    """
+    documents = data.read_texts(texts)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise LorashearError(f"no tokenizer can be read from '{folder}', and text needs one: {error}") from error
+    most = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 512)
+    length = settings.context or min(most, 512)
+    if length > most:
+        raise LorashearError(f"context is {length}, but the model's positions end at {most}")
+    guard = -(-settings.windows // GUARD_SHARE)
+    evaluation = -(-EVALUATION_TOKENS // (length - 1))
+    wanted = settings.windows + guard + evaluation
+    found = data.windows(tokenizer, documents, length, limit=wanted, seed=settings.seed)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
+    first = max(1, round(len(found) * settings.windows / wanted))
+    second = first + round(len(found) * guard / wanted)
+    parts = (order[:first], order[first:second], order[second:])
+    return Windows(*(found[part.sort().values] for part in parts))
+
+
+def batches(windows: torch.Tensor, vocabulary: int, device: str) -> list[Batch]:
+    """Windows as the arguments of a model's forward."""
+    size = min(evaluate.batch_size(windows.shape[1], vocabulary), BATCH_WINDOWS)
+    return [{"input_ids": rows.to(device), "use_cache": False} for rows in windows.split(size) if len(rows)]

@@ -1,0 +1,296 @@
+"""Removing structures for a moment: which go from each group, by rank, and what the weights that stay become.
+
+The groups are told apart by what reads them. Most have *consumers*, linear maps that contract over them, and are pruned
+block by block on the way through the model (`walk.py`): a structure whose columns are zero in every consumer computes
+the same as one that is not there, so only consumers change. Hidden channels, and groups without a linear consumer, go
+*in front*: all that they own is zeroed before the walk, which then refits what lies behind them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import saliency
+from .allocate import GroupLike
+from .compensate import compensate
+from .walk import Batch, Stage, Walk, chained, consumers, swapped
+
+__all__ = ["Progress", "Settings", "Surgeon", "units"]
+
+CRITERIA = ("obs", "wanda", "magnitude", "random")
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to rank and refit; the defaults are what ``tools/study_criteria.py`` measured best."""
+
+    criterion: str = "obs"
+    """One of obs, wanda, magnitude, random: which structures of a group go first."""
+    compensate: bool = True
+    """Refit the consumers by least squares."""
+    target: str = "own"
+    """What the refit aims at: "own", the pruned stream's own output, or "dense", the dense model's (twice the work)."""
+    damp: float = saliency.DAMP
+    """λ of every inverse, as a share of the mean diagonal."""
+    seed: int = 0
+    """Of the random criterion."""
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion {self.criterion!r} is none of {', '.join(CRITERIA)}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One consumer: the groups it contracts over (heads before queries) and the columns of their structures."""
+
+    groups: tuple[GroupLike, ...]
+    columns: tuple[Tensor, ...]
+
+
+class Surgeon:
+    """The model, the groups that may lose structures, and the rank of those structures."""
+
+    def __init__(self, model: nn.Module, chosen: Mapping[str, GroupLike], settings: Settings) -> None:
+        self.model, self.chosen, self.settings = model, chosen, settings
+        inner = {name: consumers(model, group.slots) for name, group in chosen.items() if group.kind != "hidden"}
+        self.jobs = _jobs(chosen, inner)
+        self.front = [group for name, group in chosen.items() if not inner.get(name)]
+        self.readers = {g.name: consumers(model, g.slots) for g in self.front if g.kind == "hidden"}
+        self.static: dict[str, Tensor] = {}
+        """Scores of groups whose rank does not depend on where the walk is."""
+        if settings.criterion in ("magnitude", "random"):
+            generator = torch.Generator().manual_seed(settings.seed)
+            for name, group in chosen.items():
+                plain = settings.criterion == "magnitude"
+                self.static[name] = _magnitude(model, group) if plain else saliency.random_scores(group.size, generator)
+
+    def walk(self, batches: Sequence[Batch]) -> Walk:
+        """The walk that `pruned` takes over these batches; ranks the groups in front on the dense model."""
+        names = list(self.jobs)
+        if self.settings.compensate or not names:
+            names += chained(self.model, names, [name for found in self.readers.values() for name in found])
+        self._rank_front(batches)
+        return Walk(self.model, names, batches)
+
+    def blind(self, widths: Mapping[str, int]) -> dict[str, list[int]]:
+        """Without text: what goes from each group by its static scores."""
+        removed: dict[str, list[int]] = {}
+        for job in self.jobs.values():
+            self._gone(job, None, None, widths, removed)
+        self._front_zeroed(widths, removed)
+        return removed
+
+    @contextmanager
+    def pruned(
+        self, walk: Walk, widths: Mapping[str, int], progress: Progress | None = None
+    ) -> Iterator[tuple[dict[str, list[int]], dict[str, Tensor]]]:
+        """The model pruned to ``widths`` for a moment: what was removed, and the refitted weights."""
+        removed: dict[str, list[int]] = {}
+        weights: dict[str, Tensor] = {}
+        zeroed = self._front_zeroed(widths, removed)
+        touched = {name: self.model.get_parameter(name).data for name in zeroed}
+        touched |= {f"{name}.weight": self.weight(name) for name in self.jobs}
+        with swapped(self.model, touched):  # restores them at the end, whatever happens
+            for name, value in zeroed.items():
+                self.model.get_parameter(name).data = value
+            dual = self.settings.compensate and (bool(zeroed) or self.settings.target == "dense")
+            states, dense = walk.started(bool(zeroed)), walk.start
+            for position, stage in enumerate(walk.stages):
+                for name in stage.consumers:
+                    self._prune_consumer(
+                        walk, stage, name, states, dense if dual else None, touched, widths, removed, weights
+                    )
+                if dual:
+                    with swapped(self.model, touched):
+                        dense = walk.advance(stage, dense)
+                states = walk.advance(stage, states)
+                if progress:
+                    progress("prune", position + 1, len(walk.stages))
+            yield removed, weights
+
+    def alone(self, name: str, covariance: Tensor) -> Iterator[tuple[GroupLike, int, Tensor]]:
+        """Each group of a consumer pruned alone to each of about ten levels: the group, units removed, and the weight."""
+        job, weight = self.jobs[name], self.weight(name)
+        for group, columns in zip(job.groups, job.columns, strict=True):
+            order = self._order(group, columns, columns, group.blocks, weight, covariance)
+            for count in levels(group):
+                gone = columns[order[: count * group.blocks]].flatten()
+                yield group, count, self._refitted(weight, gone, covariance, None)
+
+    def front_alone(self, group: GroupLike) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """A group in front pruned alone to each of about ten levels: units removed, and the zeroed parameters."""
+        for count in levels(group):
+            yield count, self._front_zeroed({g.name: units(g) - count * (g is group) for g in self.front}, {})
+
+    def weight(self, name: str) -> Tensor:
+        return self.model.get_parameter(f"{name}.weight").data
+
+    def _prune_consumer(
+        self,
+        walk: Walk,
+        stage: Stage,
+        name: str,
+        states: Sequence[Tensor | None],
+        dense: Sequence[Tensor | None] | None,
+        touched: Mapping[str, Tensor],
+        widths: Mapping[str, int],
+        removed: dict[str, list[int]],
+        weights: dict[str, Tensor],
+    ) -> None:
+        job = self.jobs.get(name, Job((), ()))
+        hidden = [g for g in self.front if g.name in removed and name in self.readers.get(g.name, ())]
+        if dense is None and not hidden and all(widths[g.name] == units(g) for g in job.groups):
+            return
+        covariance, cross = walk.covariances(stage, states, [name], dense=dense, originals=touched)[name]
+        # Columns as they were, since the dense model's input is what they refit to; rows that went stay zero.
+        weight = touched[f"{name}.weight"] * self.weight(name).any(1, keepdim=True)
+        gone = self._gone(job, weight, covariance, widths, removed)
+        for group in hidden:
+            owned = _columns(group, f"{name}.weight", 1)[removed[group.name]].flatten()
+            gone = torch.cat([gone, owned]).unique()
+        fresh = self._refitted(weight, gone, covariance, cross)
+        self.model.get_parameter(f"{name}.weight").data = fresh
+        if self.settings.compensate:
+            weights[f"{name}.weight"] = fresh
+
+    def _gone(
+        self,
+        job: Job,
+        weight: Tensor | None,
+        covariance: Tensor | None,
+        widths: Mapping[str, int],
+        removed: dict[str, list[int]],
+    ) -> Tensor:
+        """The columns that go, in the order heads, then queries inside the heads that stay."""
+        gone = torch.zeros(0, dtype=torch.long)
+        for group, columns in zip(job.groups, job.columns, strict=True):
+            if group.name not in removed:
+                alive = (~torch.isin(columns, gone).all(1)).nonzero()[:, 0]
+                blocks = len(alive) // units(group) if group.blocks > 1 else 1
+                lost = (units(group) - widths[group.name]) * blocks
+                if lost:
+                    order = self._order(group, columns[alive], columns, blocks, weight, covariance, alive, lost)
+                    removed[group.name] = sorted(alive[order[:lost]].tolist())
+            gone = torch.cat([gone, columns[removed.get(group.name, [])].flatten()]).unique()
+        return gone
+
+    def _order(
+        self,
+        group: GroupLike,
+        columns: Tensor,
+        every: Tensor,
+        blocks: int,
+        weight: Tensor | None,
+        covariance: Tensor | None,
+        alive: Tensor | None = None,
+        count: int | None = None,
+    ) -> list[int]:
+        """Positions in ``columns``, the first to go first; columns of the group that are gone already are left out."""
+        static = self.static.get(group.name)
+        if static is not None or weight is None or covariance is None:
+            static = self.static[group.name]
+            return saliency.in_rounds(static if alive is None else static[alive], blocks)
+        if self.settings.criterion == "wanda":
+            return saliency.in_rounds(saliency.wanda(weight, covariance, columns), blocks)
+        lost = every.flatten()[~torch.isin(every.flatten(), columns.flatten())]
+        inside = torch.ones(weight.shape[1], dtype=torch.bool)
+        inside[lost] = False
+        place = inside.cumsum(0) - 1
+        index = inside.nonzero()[:, 0].to(weight.device)
+        return saliency.obs_order(
+            weight[:, index],
+            covariance[index][:, index],
+            place[columns],
+            blocks=blocks,
+            damp=self.settings.damp,
+            count=count,
+        )
+
+    def _refitted(self, weight: Tensor, gone: Tensor, covariance: Tensor, cross: Tensor | None) -> Tensor:
+        kept = torch.ones(weight.shape[1], dtype=torch.bool)
+        kept[gone] = False
+        if self.settings.compensate:
+            return compensate(weight, covariance, kept.nonzero()[:, 0], cross=cross, damp=self.settings.damp)
+        return weight * kept.to(weight.device)
+
+    def _rank_front(self, batches: Sequence[Batch]) -> None:
+        """Hidden channels: Wanda's scores over all consumers, each relative to its sum; others: magnitude."""
+        for group in self.front:
+            if group.name in self.static:
+                continue
+            names = self.readers.get(group.name, ())
+            if not names:
+                self.static[group.name] = _magnitude(self.model, group)
+                continue
+            walk = Walk(self.model, names, batches, whole=True)
+            found, _ = walk.scan(walk.stages[0], walk.start)
+            total = torch.zeros(group.size, dtype=torch.float64)
+            for name, covariance in found.items():
+                scores = saliency.wanda(self.weight(name), covariance, _columns(group, f"{name}.weight", 1)).cpu()
+                total += scores / scores.sum().clamp_min(1e-30)
+            self.static[group.name] = total
+
+    def _front_zeroed(self, widths: Mapping[str, int], removed: dict[str, list[int]]) -> dict[str, Tensor]:
+        """Chooses what the groups in front lose; new values of all that they own, zero there."""
+        values: dict[str, Tensor] = {}
+        for group in self.front:
+            lost = (units(group) - widths[group.name]) * group.blocks
+            if not lost:
+                continue
+            removed[group.name] = sorted(saliency.in_rounds(self.static[group.name], group.blocks)[:lost])
+            for name, dim in group.slots:
+                value = values.setdefault(name, self.model.get_parameter(name).data.clone())
+                value.index_fill_(dim, _columns(group, name, dim)[removed[group.name]].flatten().to(value.device), 0)
+        return values
+
+
+def units(group: GroupLike) -> int:
+    """Structures in each block: what a width counts."""
+    return group.size // group.blocks
+
+
+def levels(group: GroupLike, most: int = 10) -> list[int]:
+    """Numbers of units removed at which a curve is measured, spread evenly, never none."""
+    steps = min(units(group), most)
+    return sorted({round(step * units(group) / steps) for step in range(1, steps + 1)})
+
+
+def _jobs(chosen: Mapping[str, GroupLike], found: Mapping[str, Sequence[str]]) -> dict[str, Job]:
+    rank = {"head": 0, "query": 1}
+    jobs: dict[str, Job] = {}
+    for consumer in dict.fromkeys(name for names in found.values() for name in names):
+        groups = [chosen[name] for name, names in found.items() if consumer in names]
+        groups.sort(key=lambda group: (rank.get(group.kind, 2), group.name))
+        jobs[consumer] = Job(tuple(groups), tuple(_columns(group, f"{consumer}.weight", 1) for group in groups))
+    return jobs
+
+
+def _columns(group: GroupLike, parameter: str, dim: int) -> Tensor:
+    """What each structure owns of one slot, ``[structures, width]``; read off three structures where they lie regularly."""
+
+    def owned(structure: int) -> Tensor:
+        slices = group.slices(structure)
+        return torch.tensor([i for name, at, indices in slices if (name, at) == (parameter, dim) for i in indices])
+
+    ends = owned(0), owned(min(1, group.size - 1)), owned(group.size - 1)
+    steps = torch.arange(group.size)[:, None]
+    table = ends[0] + steps * (ends[1] - ends[0]) if ends[0].shape == ends[1].shape else ends[0][None]
+    if len(table) == group.size and torch.equal(table[-1], ends[2]):
+        return table
+    return torch.stack([owned(structure) for structure in range(group.size)])
+
+
+def _magnitude(model: nn.Module, group: GroupLike) -> Tensor:
+    squares: list[tuple[Tensor, Tensor]] = []
+    for name, dim in group.slots:
+        value = model.get_parameter(name).data
+        others = [d for d in range(value.dim()) if d != dim]
+        sums = value.double().square().sum(others) if others else value.double().square()
+        squares.append((sums.cpu(), _columns(group, name, dim)))
+    return saliency.magnitude(squares)
