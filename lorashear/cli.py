@@ -6,16 +6,19 @@ import json
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorashear.errors import LorashearError
+from lorashear.terminal import Terminal
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
+STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -26,19 +29,28 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(arguments)
-    except LorashearError as error:
+        code = app(arguments or ["--help"], standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
         if debug:
             traceback.print_exc()
-        print(f"lorashear: {error}", file=sys.stderr)
+        print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    if code == STOPPED:
         print("lorashear: stopped; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
+    raise SystemExit(code or 0)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user of a request or an input that is wrong; None for a fault of ours."""
+    if isinstance(error, LorashearError):
+        return str(error)
+    usage = getattr(error, "format_message", None)  # typer's own, whose class moved between its versions
+    return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
 
 
 @app.command("compile")
@@ -64,25 +76,27 @@ def compile_(
     """A model folder in, a smaller ordinary one out."""
     from lorashear.compiler import compile
 
-    result = compile(
-        model,
-        ratio,
-        out,
-        text=list(text or ()),
-        one_shot=one_shot,
-        per_layer=per_layer,
-        prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
-        round_to=round_to,
-        criterion=criterion,
-        context=context,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        seed=seed,
-        overwrite=overwrite,
-        say=_say,
-    )
+    with Terminal() as terminal:
+        result = compile(
+            model,
+            ratio,
+            out,
+            text=list(text or ()),
+            one_shot=one_shot,
+            per_layer=per_layer,
+            prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
+            round_to=round_to,
+            criterion=criterion,
+            context=context,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            overwrite=overwrite,
+            say=terminal.say,
+            progress=terminal.progress,
+        )
     report = result.report
     if as_json:
         print(json.dumps(report, indent=2))
@@ -149,7 +163,9 @@ def apply(
     from lorashear.plans import Plan
 
     loaded = Plan.load(plan)
-    apply_plan(loaded, model, out, revision=revision, overwrite=overwrite)
+    with Terminal() as terminal:
+        shown = partial(terminal.progress, "slice")
+        apply_plan(loaded, model, out, revision=revision, overwrite=overwrite, progress=shown)
     print(f"written to {out}")
     if loaded.changed:
         print(
@@ -193,7 +209,3 @@ def eval_(
             print(f"{name}: perplexity {found.perplexity:.3f} ({found.tokens:,} tokens, context {context})", flush=True)
     if as_json:
         print(json.dumps(rows, indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -98,6 +98,7 @@ def compile(
         LorashearError: the request or the input is wrong, or the ratio is out of reach.
     """
     wanted = Settings(ratio=ratio, **settings)
+    _usable(wanted)
     texts = [text] if isinstance(text, str | Path) else list(text)
     with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         if isinstance(model, torch.nn.Module):
@@ -189,10 +190,19 @@ def _judged(model: torch.nn.Module, windows: Windows | None) -> evaluate.Perplex
     return evaluate.perplexity(model, windows.evaluation) if windows is not None and len(windows.evaluation) else None
 
 
-def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> torch.nn.Module:
-    """The model to compute with, in memory: on a CPU in float32, which it is fast in."""
+def _usable(settings: Settings) -> None:
+    """Refuse a device or dtype that torch does not know or have."""
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise LorashearError(f"dtype is {settings.dtype}; there are {', '.join(DTYPES)}")
+    try:
+        torch.empty(1, device=settings.device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise LorashearError(f"device is {settings.device}, which torch cannot use here: {said}") from error
+
+
+def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> torch.nn.Module:
+    """The model to compute with, in memory: on a CPU in float32, which it is fast in."""
     dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     model.eval()

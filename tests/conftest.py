@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -18,9 +19,12 @@ if IN_WORKER:  # before torch makes its thread pool: two workers on two cores, o
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
+WORDS = [f"w{i}" for i in range(94)]
 logging.disable_progress_bar()
 torch.set_num_threads(1 if IN_WORKER else 2)
 
@@ -44,3 +48,42 @@ def shared_data() -> Path:
 def shipped() -> Path:
     """The trained model that comes with the repository."""
     return ROOT / "examples" / "stdlib-llama-2.8m"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random grouped-query LLaMA with a word tokenizer."""
+    path = tmp_path_factory.mktemp("source") / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.05, 0.3)
+    model.bfloat16().save_pretrained(path)
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *WORDS])}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="<s>", unk_token="<unk>"
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    rows = [" ".join(WORDS[(i * j + j * j) % 94] for j in range(200)) for i in range(40)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return path

@@ -2,60 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import lorashear
 from lorashear.verifying import verify
-
-WORDS = [f"w{i}" for i in range(94)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random grouped-query LLaMA with a word tokenizer."""
-    path = tmp_path_factory.mktemp("source") / "model"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.05, 0.3)
-    model.bfloat16().save_pretrained(path)
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *WORDS])}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="<s>", unk_token="<unk>"
-    ).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    rows = [" ".join(WORDS[(i * j + j * j) % 94] for j in range(200)) for i in range(40)]
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return path
 
 
 def compile(folder: Path, out: Path, text: Path | None, ratio: float = 0.2, **more: object) -> lorashear.CompileResult:
