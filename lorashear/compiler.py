@@ -19,7 +19,6 @@ from lorashear.calibration import Windows, batches, read_windows
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.folder import write_folder, write_json
-from lorashear.modeling_lorashear_llama import LorashearLlamaForCausalLM
 from lorashear.output import check_target, output_folder
 from lorashear.planning import lower, stored_names
 from lorashear.plans import Plan
@@ -65,9 +64,7 @@ def load(folder: str | Path) -> torch.nn.Module:
     Raises:
         LorashearError: no model folder.
     """
-    source = checkpoint.Checkpoint.open(Path(folder))
-    if source.config.get("model_type") == "lorashear_llama":
-        return LorashearLlamaForCausalLM.from_pretrained(folder, dtype="auto")
+    checkpoint.Checkpoint.open(Path(folder))
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
@@ -172,7 +169,7 @@ def _compile(
         with stage("slice"):
             write_folder(plan, source, folder, replace=replace, progress=partial(stage.progress, "slice"))
         with stage("evaluate"):
-            after = _judged(_working_copy(folder, settings, True), windows) if before else None
+            after = _judged(_working_copy(folder, settings, trust_remote_code), windows) if before else None
         content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, windows)
         _finish(folder, plan, content)
     return CompileResult(target, plan, content)

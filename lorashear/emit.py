@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTrainedConfig
 
 from lorashear.errors import LorashearError
 from lorashear.modeling_lorashear_llama import LorashearLlamaConfig, LorashearLlamaForCausalLM
 from lorashear_ir.axes import Product, axes_of, size_with
 from lorashear_ir.groups import Groups
+
+# So that per-layer results load here by the usual calls, without running the code that lies in their folder.
+AutoConfig.register("lorashear_llama", LorashearLlamaConfig, exist_ok=True)
+AutoModelForCausalLM.register(LorashearLlamaConfig, LorashearLlamaForCausalLM, exist_ok=True)
 
 Removed = Mapping[str, Collection[int]]
 Shapes = dict[str, tuple[int, ...]]
@@ -170,8 +174,6 @@ def _fits(config: PreTrainedConfig, wanted: Shapes, one_layer: bool) -> bool:
 def build(config: PreTrainedConfig, device: str) -> torch.nn.Module:
     """A model of the config with weights that mean nothing yet."""
     with torch.device(device):
-        if isinstance(config, LorashearLlamaConfig):
-            return LorashearLlamaForCausalLM(config)
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -75,5 +75,6 @@ def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any
         # Engines that read only the legacy spelling fall back to theta 10000 without a word.
         content["rope_theta"] = rope["rope_theta"]
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-        content["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+        if scaling.get("rope_type", "default") != "default":
+            content["rope_scaling"] = scaling
     return content

@@ -6,15 +6,16 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from lorashear import models
 from lorashear.checkpoint import Checkpoint, resolve
 from lorashear.errors import LorashearError
+from lorashear.planning import lower
 from lorashear.plans import Plan
 from lorashear.pruning import masked, pruned
 from lorashear.slicing import sliced
-from lorashear_ir.groups import TensorCut
+from lorashear_ir.groups import Groups, TensorCut
 
 
 def verify(model: str | Path, small: str | Path) -> list[str]:
@@ -30,8 +31,23 @@ def verify(model: str | Path, small: str | Path) -> list[str]:
     plan = Plan.load(result.folder / "lorashear" / "plan.json")
     if plan.source != source.digest():
         raise LorashearError(f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ")
-    lines = _tensors(source, result, plan)
-    return [*lines, _theorem(source, plan)]
+    config = models.read_config(source.folder)
+    groups = models.groups(models.build_twin(config))
+    _plan(plan, lower(source, config, groups, plan.removed, {}), result)
+    return [*_tensors(source, result, plan), _theorem(source, config, groups, plan)]
+
+
+def _plan(plan: Plan, wanted: Plan, result: Checkpoint) -> None:
+    """The kept indices and the config are those that removing the plan's structures asks for."""
+    for name in sorted({*plan.tensors, *wanted.tensors}):
+        if plan.tensors.get(name) != wanted.tensors.get(name):
+            raise LorashearError(f"what the plan keeps of {name} does not follow from the structures that it removes")
+    for field in sorted({*plan.config, *wanted.config, *result.config}):
+        found = [config.get(field) for config in (wanted.config, plan.config, result.config)]
+        if found[0] != found[1] or found[0] != found[2]:
+            raise LorashearError(
+                f"{field} should be {found[0]}; the plan's config.json has {found[1]} and the folder's {found[2]}"
+            )
 
 
 def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
@@ -58,10 +74,8 @@ def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
     ]
 
 
-def _theorem(source: Checkpoint, plan: Plan) -> str:
+def _theorem(source: Checkpoint, config: PreTrainedConfig, groups: Groups, plan: Plan) -> str:
     """Zeroed equals removed, on the real weights in float32 and random tokens."""
-    config = models.read_config(source.folder)
-    groups = models.groups(models.build_twin(config))
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     small = pruned(model, model.config, groups, plan.removed)
     masked(model, groups, plan.removed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import lorashear
 from lorashear.verifying import verify
@@ -16,6 +20,13 @@ from lorashear.verifying import verify
 def compile(folder: Path, out: Path, text: Path | None, ratio: float = 0.2, **more: object) -> lorashear.CompileResult:
     files = [] if text is None else [text]
     return lorashear.compile(str(folder), ratio, out, text=files, one_shot=True, windows=8, **more)
+
+
+@pytest.fixture(scope="module")
+def compiled(folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compiled") / "small"
+    compile(folder, out, text)
+    return out
 
 
 def stored_parameters(folder: Path) -> int:
@@ -37,19 +48,61 @@ def test_a_result_loads_with_transformers_alone(
     assert result.report["parameters"] == {"before": before, "after": after}
     script = f"""
 import sys, torch
+for name in ("lorashear", "lorashear_ir", "lorashear_passes"):
+    sys.modules[name] = None  # as if it were not installed: importing it fails
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code={result.plan.route == "per-layer"}).float()
-ids = AutoTokenizer.from_pretrained({str(out)!r})("w1 w2 w3", return_tensors="pt").input_ids
+remote = {result.plan.route == "per-layer"}
+model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=remote).float()
+ids = AutoTokenizer.from_pretrained({str(out)!r}, trust_remote_code=remote)("w1 w2 w3", return_tensors="pt").input_ids
 a, b = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=c, eos_token_id=None) for c in (True, False))
 assert torch.equal(a, b), (a, b)
 assert a.shape[1] == ids.shape[1] + 12
-assert not any(name.startswith("lorashear") and not name.startswith("lorashear_llama") for name in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = verify(folder, out)
     assert "bit for bit as planned" in lines[0]
     assert "differ by" in lines[-1]
+
+
+def spoiled(path: Path, change) -> None:
+    """One tensor or the JSON of a result changed behind its back."""
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return
+    held = load_file(path)
+    change(held)
+    save_file(held, path, metadata={"format": "pt"})
+
+
+GATE, DOWN = "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("model.safetensors", lambda t: t["model.norm.weight"].view(torch.int16)[3].bitwise_xor_(1), "bit for bit"),
+        ("model.safetensors", lambda t: t[GATE].view(torch.int16)[0, 0].bitwise_xor_(1), "bit for bit"),
+        ("model.safetensors", lambda t: t[DOWN].view(torch.int16)[0, 0].bitwise_xor_(1), "was compensated, but"),
+        ("model.safetensors", lambda t: t.update({GATE: t[GATE][1:].contiguous()}), "the plan says"),
+        ("model.safetensors", lambda t: t.pop(GATE), "is in only one of"),
+        ("config.json", lambda c: c.update(rms_norm_eps=0.5), "config.json"),
+        ("lorashear/plan.json", lambda p: p["tensors"][GATE]["keep"].update({"0": "0-7"}), GATE),
+        ("lorashear/plan.json", lambda p: p["removed"].popitem(), "does not follow from the structures"),
+        ("lorashear/plan.json", lambda p: p["config"].update(intermediate_size=1), "config.json"),
+        ("lorashear/plan.json", lambda p: p.update(source="0" * 64), "was not made from"),
+    ],
+)
+def test_verify_sees_what_was_changed_behind_its_back(
+    folder: Path, compiled: Path, tmp_path: Path, file: str, change, words: str
+) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(compiled, small)
+    spoiled(small / file, change)
+    with pytest.raises(lorashear.LorashearError, match=words):
+        verify(folder, small)
 
 
 def test_hidden_channels_too(folder: Path, text: Path, tmp_path: Path) -> None:
@@ -155,3 +208,28 @@ def test_the_face_is_what_it_says() -> None:
     assert sorted(lorashear.__all__) == dir(lorashear)
     for name in lorashear.__all__:
         assert getattr(lorashear, name) is not None
+
+
+def test_rope_fields_are_written_in_both_spellings(folder: Path, tmp_path: Path) -> None:
+    """Engines that read only the legacy one would fall back to theta 10000 without a word."""
+    scaled = tmp_path / "scaled"
+    shutil.copytree(folder, scaled)
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    spoiled(scaled / "config.json", lambda content: content.update(rope_parameters=rope))
+    removed = {name: [0] for name, group in lorashear.groups(scaled).items() if group.kind == "ffn"}
+    lorashear.apply(lorashear.plan(scaled, removed), scaled, tmp_path / "small")
+    written = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert written["rope_parameters"] == rope
+    assert written["rope_theta"] == 500000.0
+    assert written["rope_scaling"] == {name: value for name, value in rope.items() if name != "rope_theta"}
+    tokens = torch.arange(20).reshape(1, 20)
+    with torch.inference_mode():
+        want = lorashear.prune(lorashear.load(scaled), removed)(input_ids=tokens).logits
+        assert torch.equal(lorashear.load(tmp_path / "small")(input_ids=tokens).logits, want)

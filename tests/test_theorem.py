@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorashear
 from lorashear.pruning import masked, pruned
+from lorashear_ir.groups import TensorCut
 
 SHAPES = {
     "grouped-query": {"num_attention_heads": 8, "num_key_value_heads": 4},
@@ -109,6 +111,21 @@ def test_zeroed_equals_removed_per_layer(shape: str, seed: int) -> None:
     check(model, groups, choose(groups, kinds, seed, uniform=False))
 
 
+@pytest.fixture(scope="module")
+def shipped_pair(shipped: Path):
+    """The trained checkpoint in bfloat16, and its groups."""
+    return LlamaForCausalLM.from_pretrained(shipped, dtype=torch.bfloat16).eval(), lorashear.groups(shipped)
+
+
+@pytest.mark.parametrize("uniform", [True, False], ids=["uniform", "per layer"])
+@pytest.mark.parametrize("kinds", KINDS, ids="+".join)
+def test_zeroed_equals_removed_on_the_shipped_checkpoint(shipped_pair, kinds: tuple[str, ...], uniform: bool) -> None:
+    stored, groups = shipped_pair
+    removed = choose(groups, kinds, seed=len(kinds) + uniform, uniform=uniform)
+    check(copy.deepcopy(stored).float(), groups, removed)
+    check_bits(stored, groups, removed)
+
+
 def test_the_model_given_is_untouched() -> None:
     model = random_llama("tied")
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -116,17 +133,26 @@ def test_the_model_given_is_untouched() -> None:
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("uniform", [True, False])
-def test_bfloat16_tensors_are_sliced_bit_for_bit(uniform: bool) -> None:
-    model = random_llama("grouped-query", torch.bfloat16)
-    groups = groups_of("grouped-query")
-    removed = choose(groups, ("head", "query", "ffn"), 2, uniform=uniform)
+def check_bits(model: torch.nn.Module, groups, removed: dict[str, list[int]]) -> None:
     small = dict(pruned(model, model.config, groups, removed).named_parameters())
-    for name, cut in groups.cuts(removed).items():
-        want = model.get_parameter(name)
+    cuts = groups.cuts(removed)
+    assert cuts
+    for name, parameter in small.items():
+        want, cut = model.get_parameter(name), cuts.get(name, TensorCut({}))
+        if cut.scale != 1.0:
+            assert "norm" in name  # fewer hidden channels: the mean is over fewer
+            continue
         for dim, kept in cut.keep.items():
             want = want.index_select(dim, torch.tensor(kept))
-        assert torch.equal(want.view(torch.int16), small[name].view(torch.int16)), name
+        assert torch.equal(want.view(torch.int16), parameter.view(torch.int16)), name
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_tensors_are_sliced_bit_for_bit(shape: str, uniform: bool) -> None:
+    groups = groups_of(shape)
+    removed = choose(groups, ("head", "query", "ffn", "hidden"), 2, uniform=uniform)
+    check_bits(random_llama(shape, torch.bfloat16), groups, removed)
 
 
 def test_slices_partition_each_slot() -> None:

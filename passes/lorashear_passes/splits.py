@@ -1,19 +1,21 @@
 """How one budget is split between kinds and layers: candidates are pruned for real, and held-out loss chooses.
 
 *Uniform*: all layers have the same widths, so a split is a few numbers: heads, queries in each, hidden channels; the
-widest family (MLP channels) fills what is left of the budget. A descent over those numbers starts at equal shares and
-halves its steps.
+widest family (MLP channels) fills what is left of the budget. Where there are few, all are tried; else a descent over
+those numbers starts at equal shares and halves its steps.
 
 *Per layer*: the knowledge curves, each group pruned alone, go through one knapsack over all groups. Damages do not simply
 add up, so a second candidate adds the damage of unequal shares to them, and the best uniform split is the third: letting
 widths differ never loses to it on the held-out text.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import inf, prod
 from statistics import median
 
-from .allocate import GroupLike, GroupsLike, Unreachable, allocate, families
+from .allocate import Family, GroupLike, GroupsLike, Unreachable, allocate, families
 from .knowledge import Curves
 from .surgery import units
 
@@ -67,55 +69,85 @@ def equal_shares(chosen: Mapping[str, GroupLike]) -> Curves:
 
 
 def uniform(budget: Budget, chosen: Mapping[str, GroupLike], measure: Measure) -> Split:
-    """The uniform split of least held-out loss among at most ``TRIALS``.
+    """The uniform split of least held-out loss among about ``TRIALS``.
 
     Raises:
         Unreachable: no uniform widths reach the ratio.
     """
-    shares = equal_shares(chosen)
-    start = budget.widths(shares, per_layer=False)
-    every = families(budget.groups, shares, round_to=budget.round_to, minimum=budget.minimum)
-    open_ones = [family for family in every if len(family.widths) > 1]
-    fill = max((f for f in open_ones if f.kind != "hidden"), key=lambda f: len(f.widths), default=None)
-    pinned = [f for f in open_ones if f is not fill and f.kind in ("hidden", "head", "query")]
-    if not pinned or fill is None:
-        return Split(start, "equal shares", {})
-    ranges = [family.widths.tolist() for family in pinned]
-    tried: dict[tuple[int, ...], tuple[float, Widths] | None] = {}
+    grid = _Grid(budget, equal_shares(chosen), measure)
+    if not grid.pinned:
+        return Split(grid.start, "equal shares", {})
+    every = prod(map(len, grid.widths))
+    here = min(product(*(range(len(w)) for w in grid.widths)), key=grid.loss) if every <= TRIALS else _descent(grid)
+    tried = {grid.name(at): found[0] for at, found in grid.tried.items() if found}
+    return Split(grid.landing(here), grid.name(here), tried)
 
-    def loss(at: tuple[int, ...]) -> float:
-        if at not in tried:
+
+Point = tuple[int, ...]
+
+
+class _Grid:
+    """All uniform splits: a point gives each pinned family one of its widths, and the family that fills takes the rest."""
+
+    def __init__(self, budget: Budget, shares: Curves, measure: Measure) -> None:
+        self.budget, self.shares, self.measure = budget, shares, measure
+        self.start = budget.widths(shares, per_layer=False)
+        every = families(budget.groups, shares, round_to=budget.round_to, minimum=budget.minimum)
+        movable = [family for family in every if len(family.widths) > 1]
+        fill = max((f for f in movable if f.kind != "hidden"), key=lambda f: len(f.widths), default=None)
+        kinds = ("hidden", "head", "query") if fill else ()
+        self.pinned = [f for f in movable if f is not fill and f.kind in kinds]
+        self.widths: list[list[int]] = [family.widths.tolist() for family in self.pinned]
+        self.first: Point = tuple(w.index(self.start[f.names[0]]) for f, w in self._pairs())
+        self.tried: dict[Point, tuple[float, Widths] | None] = {}
+
+    def loss(self, at: Point) -> float:
+        """Held-out loss of a point, measured once; infinite where no widths of the rest land on the ratio."""
+        if at not in self.tried:
+            given = {n: w[level] for (f, w), level in zip(self._pairs(), at, strict=True) for n in f.names}
             try:
-                given = {n: r[level] for f, r, level in zip(pinned, ranges, at, strict=True) for n in f.names}
-                widths = start if at == first else budget.widths(shares, per_layer=False, fixed=given)
-                tried[at] = measure(widths), widths
+                landed = (
+                    self.start if at == self.first else self.budget.widths(self.shares, per_layer=False, fixed=given)
+                )
+                self.tried[at] = self.measure(landed), landed
             except Unreachable:
-                tried[at] = None
-        return tried[at][0] if tried[at] else float("inf")  # type: ignore[index]
+                self.tried[at] = None
+        found = self.tried[at]
+        return found[0] if found else inf
 
-    first = here = tuple(r.index(start[f.names[0]]) for f, r in zip(pinned, ranges, strict=True))
-    steps = [max(1, round(len(r) * budget.ratio / 2)) for r in ranges]
-    while sum(found is not None for found in tried.values()) < TRIALS:
-        around = [
-            (*here[:place], here[place] + by * step, *here[place + 1 :])
-            for place, step in enumerate(steps)
-            for by in (-1, 1)
-            if 0 <= here[place] + by * step < len(ranges[place])
+    def landing(self, at: Point) -> Widths:
+        """The widths of a point that was tried and lands."""
+        found = self.tried[at]
+        assert found is not None
+        return found[1]
+
+    def name(self, at: Point) -> str:
+        return ", ".join(f"{f.kind} {w[level]}" for (f, w), level in zip(self._pairs(), at, strict=True))
+
+    def around(self, at: Point, steps: Sequence[int]) -> list[Point]:
+        """The points one step away along one family."""
+        moved = [
+            (*at[:place], at[place] + by * step, *at[place + 1 :]) for place, step in enumerate(steps) for by in (-1, 1)
         ]
-        best = min([here, *around], key=loss)
+        return [p for p in moved if all(0 <= level < len(w) for level, w in zip(p, self.widths, strict=True))]
+
+    def _pairs(self) -> list[tuple[Family, list[int]]]:
+        return list(zip(self.pinned, self.widths, strict=True))
+
+
+def _descent(grid: _Grid) -> Point:
+    """From equal shares to the best neighbour, in steps that are halved where no neighbour is better."""
+    here = grid.first
+    steps = [max(1, round(len(widths) * grid.budget.ratio / 2)) for widths in grid.widths]
+    while sum(found is not None for found in grid.tried.values()) < TRIALS:
+        best = min([here, *grid.around(here, steps)], key=grid.loss)
         if best != here:
             here = best
         elif all(step == 1 for step in steps):
             break
         else:
             steps = [max(1, step // 2) for step in steps]
-
-    def name(at: tuple[int, ...]) -> str:
-        return ", ".join(f"{f.kind} {r[level]}" for f, r, level in zip(pinned, ranges, at, strict=True))
-
-    found = tried[here]
-    assert found is not None
-    return Split(found[1], name(here), {name(at): entry[0] for at, entry in tried.items() if entry})
+    return here
 
 
 def per_layer(
