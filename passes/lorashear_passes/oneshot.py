@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from .walk import Batch, Walk, heldout_loss
 __all__ = ["Outcome", "Settings", "compress"]
 
 TRIAL_WINDOWS = 16
-"""Splits are tried on so many calibration windows: enough to choose as all 128 do, on every model that was tried."""
+"""Splits are tried on so many calibration windows; only those that come out close are tried again on all."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +89,19 @@ def _split(surgeon: Surgeon, budget: Budget, walk: Walk, heldout: Sequence[Batch
     few = _few(walk)
     count = 0
 
-    def measure(widths: dict[str, int]) -> float:
+    def measured(on: Walk, widths: dict[str, int]) -> float:
         nonlocal count
-        with surgeon.pruned(few, widths):
+        with surgeon.pruned(on, widths):
             loss = heldout_loss(surgeon.model, heldout)
         count += 1
         progress("split", count, max(count, splits.TRIALS))
         return loss
 
-    control = splits.uniform(budget, surgeon.chosen, measure)
-    if not budget.per_layer:
-        return control
-    curves = loss_curves(surgeon, walk, surgeon.walk(heldout), progress)
-    return splits.per_layer(budget, surgeon.chosen, curves, control, measure)
+    split = splits.uniform(budget, surgeon.chosen, partial(measured, few))
+    if budget.per_layer:
+        curves = loss_curves(surgeon, walk, surgeon.walk(heldout), progress)
+        split = splits.per_layer(budget, surgeon.chosen, curves, split, partial(measured, few))
+    return splits.run_off(split, partial(measured, walk))
 
 
 def _few(walk: Walk) -> Walk:

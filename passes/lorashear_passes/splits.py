@@ -10,7 +10,7 @@ widths differ never loses to it on the held-out text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import inf, prod
 from statistics import median
@@ -19,9 +19,10 @@ from .allocate import Family, GroupLike, GroupsLike, Unreachable, allocate, fami
 from .knowledge import Curves
 from .surgery import units
 
-__all__ = ["Budget", "Split", "equal_shares", "per_layer", "uniform"]
+__all__ = ["Budget", "Split", "equal_shares", "per_layer", "run_off", "uniform"]
 
 TRIALS = 12  # uniform splits that are pruned and measured
+MARGIN, RIVALS = 0.05, 2  # nats a token within which so many more splits are measured again, on all windows
 
 Widths = dict[str, int]
 Measure = Callable[[Widths], float]
@@ -58,6 +59,8 @@ class Split:
     widths: Widths
     name: str
     tried: Mapping[str, float]
+    rivals: Mapping[str, Widths] = field(default_factory=dict)
+    """Other splits whose loss is so close that a better measurement may prefer them."""
 
 
 def equal_shares(chosen: Mapping[str, GroupLike]) -> Curves:
@@ -79,8 +82,9 @@ def uniform(budget: Budget, chosen: Mapping[str, GroupLike], measure: Measure) -
         return Split(grid.start, "equal shares", {})
     every = prod(map(len, grid.widths))
     here = min(product(*(range(len(w)) for w in grid.widths)), key=grid.loss) if every <= TRIALS else _descent(grid)
-    tried = {grid.name(at): found[0] for at, found in grid.tried.items() if found}
-    return Split(grid.landing(here), grid.name(here), tried)
+    landed = {grid.name(at): found for at, found in grid.tried.items() if found}
+    losses = {name: loss for name, (loss, _) in landed.items()}
+    return _best({name: widths for name, (_, widths) in landed.items()}, losses, grid.name(here))
 
 
 Point = tuple[int, ...]
@@ -114,12 +118,6 @@ class _Grid:
                 self.tried[at] = None
         found = self.tried[at]
         return found[0] if found else inf
-
-    def landing(self, at: Point) -> Widths:
-        """The widths of a point that was tried and lands."""
-        found = self.tried[at]
-        assert found is not None
-        return found[1]
 
     def name(self, at: Point) -> str:
         return ", ".join(f"{f.kind} {w[level]}" for (f, w), level in zip(self._pairs(), at, strict=True))
@@ -161,8 +159,24 @@ def per_layer(
         if widths not in found.values():
             found[name] = widths
     tried = {name: measure(widths) for name, widths in found.items()}
-    best = min(tried, key=lambda name: tried[name])
-    return Split(found[best], best, {**control.tried, **tried})
+    chosen_one = _best(found, tried, min(tried, key=lambda name: tried[name]))
+    return replace(chosen_one, tried={**control.tried, **tried})
+
+
+def run_off(split: Split, measure: Measure) -> Split:
+    """The split, or the rival of it that is better by a more exact measure."""
+    found = {split.name: split.widths, **split.rivals}
+    if len(found) == 1:
+        return split
+    losses = {name: measure(widths) for name, widths in found.items()}
+    best = min(losses, key=lambda name: losses[name])
+    return Split(found[best], best, {**split.tried, **{f"{name}, all windows": loss for name, loss in losses.items()}})
+
+
+def _best(found: Mapping[str, Widths], losses: Mapping[str, float], best: str) -> Split:
+    """The split called ``best``, with those that are nearly as good."""
+    near = sorted((loss, name) for name, loss in losses.items() if name != best and loss < losses[best] + MARGIN)
+    return Split(found[best], best, losses, {name: found[name] for _, name in near[:RIVALS]})
 
 
 def _sum(one: Curves, other: Curves) -> Curves:
