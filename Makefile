@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test check format wheel bench clean
+.PHONY: help .venv demo test check format wheel bench study clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z]+:.*## ' Makefile | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 12
@@ -34,8 +34,11 @@ format: .venv/stamp  ## put the code into its format and mend what ruff can mend
 wheel: .venv/stamp  ## build the wheel, look into it, and try it in a fresh environment
 	$(BIN)/python tools/try_wheel.py
 
-bench: .venv/stamp  ## time the analysis
+bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 	$(BIN)/python tools/bench_analysis.py
+
+study: .venv/stamp  ## what ranks, refits and splits are worth (docs/measurements.md); half an hour
+	$(BIN)/python tools/study_criteria.py
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

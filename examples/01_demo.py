@@ -1,6 +1,6 @@
 """The main job, on the checkpoint that ships with the repository: `make demo` runs this.
 
-    python examples/01_demo.py [FOLDER]        results go to FOLDER, by default ./demo
+    python examples/01_demo.py [FOLDER]        results go to FOLDER, by default ./out/demo
 
 Compiles at 20 % and 50 %, and prints one table: dense, pruned (the plan's plain slice), pruned and compensated.
 """
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -20,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 import lorashear
 from lorashear.data import read_texts, windows
 from lorashear.evaluate import compare_speed, perplexity
+from lorashear.terminal import Terminal
 from stdlib_text import write
 
 MODEL = Path(__file__).with_name("stdlib-llama-2.8m")
@@ -29,41 +31,40 @@ CONTEXT, TEST_WINDOWS = 256, 130  # 33,150 scored tokens
 def main() -> None:
     disable_progress_bar()
     started = time.perf_counter()
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "demo").resolve()
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo").resolve()
     text = write(out / "text")
     held_out = windows(AutoTokenizer.from_pretrained(MODEL), read_texts([text["test"]]), CONTEXT, TEST_WINDOWS)
     dense = lorashear.load(MODEL).float()
     rows = [row("dense", MODEL, dense, dense, held_out, None)]
     for percent in (20, 50):
         begin = time.perf_counter()
-        folder = out / f"{percent}-percent"
-        print(f"compile at {percent} %", flush=True)
-        result = lorashear.compile(
-            str(MODEL),
-            percent / 100,
-            folder,
-            text=text["train"],
-            one_shot=True,
-            overwrite=True,
-            say=lambda s: print(" ", s),
-        )
+        folder, plain = out / f"{percent}-percent", out / f"{percent}-percent-not-compensated"
+        with Terminal() as terminal:
+            terminal.say(f"compile at {percent} %")
+            result = lorashear.compile(
+                MODEL,
+                percent / 100,
+                folder,
+                text=text["train"],
+                one_shot=True,
+                overwrite=True,
+                say=lambda line: terminal.say(f"  {line}"),
+                progress=terminal.progress,
+            )
         seconds = time.perf_counter() - begin
-        plain = out / f"{percent}-percent-not-compensated"
         lorashear.apply(result.plan, MODEL, plain, overwrite=True)
         rows.append(row(f"{percent} % pruned", plain, lorashear.load(plain).float(), dense, held_out, None))
         rows.append(row(f"{percent} % + compensated", folder, result.model.float(), dense, held_out, seconds))
-    table = Table(
-        title=f"stdlib-llama-2.8m, test split, context {CONTEXT}, seed 0, {torch.get_num_threads()} CPU threads"
-    )
-    heads = ("", "parameters", "bytes", "perplexity", "decode tok/s, dense", "pruned", "ratio", "seconds")
+    title = f"stdlib-llama-2.8m, test split, context {CONTEXT}, seed 0, fp32, {torch.get_num_threads()} CPU threads"
+    table = Table(title=title, box=box.MARKDOWN)
+    heads = ("", "parameters", "bytes", "perplexity", "decode tok/s, dense → pruned", "prompt tok/s", "seconds")
     for head in heads:
-        table.add_column(head, justify="left" if not head else "right")
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for cells in rows:
         table.add_row(*cells)
-    Console(width=120).print(table)
-    print(
-        f"{held_out.shape[0] * (CONTEXT - 1):,} held-out tokens; folders in {out}; {time.perf_counter() - started:.0f} s in all"
-    )
+    Console(width=140).print(table)
+    print(f"{held_out.shape[0] * (CONTEXT - 1):,} held-out tokens; {time.perf_counter() - started:.0f} s in all")
+    print(f"the folders lie in {out}")
 
 
 def row(
@@ -75,13 +76,14 @@ def row(
     seconds: float | None,
 ) -> tuple[str, ...]:
     found = perplexity(model, held_out)
-    speed = compare_speed(dense, model, "decode", repeats=5) if seconds is not None else None
+    speeds = [] if seconds is None else [compare_speed(dense, model, kind, batch=4) for kind in ("decode", "forward")]
     return (
         name,
         f"{sum(p.numel() for p in model.parameters()):,}",
         f"{sum(f.stat().st_size for f in folder.glob('*.safetensors')):,}",
         f"{found.perplexity:.3f}",
-        *((f"{speed.dense:,.0f}", f"{speed.pruned:,.0f}", f"{speed.ratio:.2f}") if speed else ("", "", "")),
+        *(f"{s.dense:,.0f} → {s.pruned:,.0f} ({s.ratio:.2f}×)" for s in speeds),
+        *("" for _ in range(2 - len(speeds))),
         f"{seconds:.0f}" if seconds is not None else "",
     )
 
