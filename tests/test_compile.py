@@ -65,6 +65,33 @@ assert a.shape[1] == ids.shape[1] + 12
     assert "differ by" in lines[-1]
 
 
+@pytest.mark.parametrize("ratio", [0.07, 0.23, 0.41])
+@pytest.mark.parametrize("per_layer", [False, True], ids=["uniform", "per layer"])
+@pytest.mark.parametrize("prune", ["ffn", "head,query,ffn", "head,query,ffn,hidden", "hidden"])
+def test_no_structure_could_be_given_back(
+    folder: Path, tmp_path: Path, prune: str, per_layer: bool, ratio: float
+) -> None:
+    """Counted on disk the ratio is reached, and one structure more in any family (times the layers) would miss it."""
+    groups = lorashear.groups(folder)
+    request = {"per_layer": per_layer, "prune": prune.split(",")}
+    if (prune, ratio) == ("ffn", 0.41):
+        with pytest.raises(lorashear.LorashearError, match="36.48% at most, held back by ffn widths of 2 group"):
+            compile(folder, tmp_path / "out", None, ratio, **request)
+        return
+    report = compile(folder, tmp_path / "out", None, ratio, **request).report
+    widths = {name: width["after"] for name, width in report["widths"].items()}
+    most = (1 - ratio) * groups.count()
+    assert stored_parameters(tmp_path / "out") == groups.count(widths) <= most
+    families: dict[tuple[str, str], list[str]] = {}
+    for name in widths:
+        if groups[name].kind in prune.split(","):
+            families.setdefault((groups[name].kind, name if per_layer else ""), []).append(name)
+    for names in families.values():
+        wider = {name: widths[name] + 1 for name in names}
+        if all(wider[name] <= groups[name].axis.size for name in names):
+            assert groups.count({**widths, **wider}) > most
+
+
 def spoiled(path: Path, change) -> None:
     """One tensor or the JSON of a result changed behind its back."""
     if path.suffix == ".json":

@@ -10,6 +10,7 @@ smaller removal in the order of names.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -422,7 +423,9 @@ def _widths(families: Sequence[Family], at: Sequence[int]) -> dict[str, int]:
 
 
 def _limits(families: Sequence[Family]) -> str:
+    many: Counter[tuple[str, int, int]] = Counter()
+    for family in families:
+        many[family.kind, int(family.widths[-1]), int(family.widths[0])] += len(family.names)
     return "; ".join(
-        f"{family.kind} widths of {len(family.names)} group(s) end at {family.widths[-1]} of {family.widths[0]}"
-        for family in families
+        f"{kind} widths of {groups} group(s) end at {last} of {full}" for (kind, last, full), groups in many.items()
     )
