@@ -11,14 +11,7 @@ from torch import nn
 from lorashear_passes.oneshot import Outcome, Settings, compress
 from lorashear_passes.walk import Walk, consumers, heldout_loss, swapped
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: a second thread only waits, for seconds where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Block(nn.Module):

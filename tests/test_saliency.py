@@ -1,20 +1,11 @@
 """Criteria against brute force."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from lorashear_passes import saliency
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors: a second thread only waits, for seconds where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(

@@ -1,12 +1,11 @@
 """The model as a chain of blocks over fixed text, so that each consumer's input can be seen block by block.
 
-A consumer is a linear map that contracts over a group. Its calibration statistics are the second moments of its input,
-and in a half-pruned model those are of the already pruned blocks' outputs: the walk runs block after block on stored
-hidden states, so that a pass over all blocks costs few forwards of the model.
+A consumer is a linear map that contracts over a group. What its refit needs are the second moments of its input, and in
+a half-pruned model those follow from the outputs of the already pruned blocks: so block after block runs on stored hidden
+states, and a pass over all blocks costs few forwards of the model.
 
-The walk knows no architecture. It finds the ``nn.ModuleList`` that holds all consumers, keeps each block's arguments from one
-forward, and then runs block after block on stored hidden states. A model without such a list, or whose blocks are not a plain
-chain, is one stage: the whole model.
+The walk knows no architecture. It finds the ``nn.ModuleList`` that holds all consumers and keeps each block's arguments from
+one forward. A model without such a list, or whose blocks are not a plain chain, is one stage: the whole model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
