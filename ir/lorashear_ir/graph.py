@@ -24,12 +24,16 @@ Argument = Scalar | Ref | tuple["Argument", ...]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor: its name in the graph, its element type and shape, and the type of each dim once inferred."""
+    """A tensor: its name in the graph, its element type and shape, and the type of each dim once inferred.
+
+    ``points`` is set for a tensor of indices: the dim that its numbers count along (the experts that top-k chose).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     dims: tuple[Dim, ...] | None = None
+    points: Dim | None = None
 
 
 @dataclass(frozen=True, slots=True)

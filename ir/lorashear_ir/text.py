@@ -20,7 +20,7 @@ from typing import cast
 from lorashear_ir.axes import Axis, Dim, add, product
 from lorashear_ir.graph import Argument, AxisInfo, Graph, Node, Norm, Ref, Role, Source, Value
 
-TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|%[\w.]+|[-+]?(?:inf|nan|\d[\w.+-]*)|[\w.]+|[\[\](){},×+=@])')
+TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|->|%[\w.]+|[-+]?(?:inf|nan|\d[\w.+-]*)|[\w.]+|[\[\](){},×+=@])')
 ROLES = ("parameter", "buffer", "constant", "input")
 
 
@@ -50,7 +50,8 @@ def show(graph: Graph) -> str:
 
 def _value(value: Value) -> str:
     dims = "" if value.dims is None else f" ({', '.join(map(str, value.dims))})"
-    return f"%{value.name} {value.dtype}[{', '.join(map(str, value.shape))}]{dims}"
+    points = "" if value.points is None else f" -> {value.points}"
+    return f"%{value.name} {value.dtype}[{', '.join(map(str, value.shape))}]{dims}{points}"
 
 
 def _argument(argument: Argument) -> str:
@@ -148,7 +149,11 @@ class _Reader:
         if self.peek() == "(":
             self.take()
             dims = cast(tuple[Dim, ...], tuple(self.list_of(self.dim, ")")))
-        return Value(name, dtype, shape, dims)
+        points: Dim | None = None
+        if self.peek() == "->":
+            self.take()
+            points = self.dim()
+        return Value(name, dtype, shape, dims, points)
 
 
 def parse(text: str) -> Graph:
