@@ -206,15 +206,23 @@ class Groups(Mapping[str, Group]):
             result[name] = left
         return result
 
+    def selection(self, removed: Mapping[str, Collection[int]]) -> Selection:
+        """The removed indices by axis.
+
+        Raises:
+            SelectionError: as `check`.
+        """
+        self.check(removed)
+        return Selection(
+            {self[n].axis.name: (self[n].blocks, frozenset(indices)) for n, indices in removed.items() if indices}
+        )
+
     def cuts(self, removed: Mapping[str, Collection[int]]) -> dict[str, TensorCut]:
         """What the removal does to each tensor that it changes, under the tensor's first name.
 
         An RMSNorm over n channels of which n' stay gets ``w ← w·√(n/n')``; its eps is in `eps`.
         """
-        self.check(removed)
-        selection = Selection(
-            {self[n].axis.name: (self[n].blocks, frozenset(indices)) for n, indices in removed.items() if indices}
-        )
+        selection = self.selection(removed)
         norms = {norm.weight: norm for norm in self.norms}
         cache: dict[Dim, tuple[int, ...]] = {}
         result: dict[str, TensorCut] = {}

@@ -38,10 +38,15 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     Raises:
         CaptureError: torch.export cannot trace the model with these inputs.
     """
+    return translate(export(model, inputs), model)
+
+
+def export(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.export.ExportedProgram:
+    """``model(**inputs)`` in eval mode as an exported program. Raises CaptureError; leaves the model as it was."""
     training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            program = torch.export.export(model.eval(), (), dict(inputs), strict=False)
+            return torch.export.export(model.eval(), (), dict(inputs), strict=False)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         name = type(model).__name__
@@ -49,7 +54,6 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     finally:
         for module, mode in training.items():
             module.training = mode
-    return translate(program, model)
 
 
 def translate(program: torch.export.ExportedProgram, model: torch.nn.Module) -> Graph:

@@ -2,8 +2,8 @@
 
 1. Every dim of every source is a fresh axis. Recomputed buffers, constants and program inputs are frozen.
 2. Every node states the equations of its row in the op table; unification solves them as they come.
-3. A node that no parameter reaches (positions, masks) has frozen dims: it is computed from data.
-4. A node without a row freezes all that it touches, and the reason names it.
+3. A node without a row freezes all that it touches, and the reason names it.
+4. Indices that are counted with as numbers freeze what they point into.
 5. The dims of the program's outputs are frozen.
 6. What is still free is judged once more: removal must equal the neutral value (`neutral.py`).
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorashear_ir.axes import Axis, Dim, Solver, axes_of
-from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Value
-from lorashear_ir.ops import CONSTANT_FILL, EINSUM, MOVEMENT, POINTWISE, Dims, Operands, broadcast, where
+from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Source, Value, references
+from lorashear_ir.ops import TABLE, Dims, Typing, where
 from lorashear_passes.kinds import Kinds
 from lorashear_passes.neutral import judge
 from lorashear_passes.norms import find_norms
@@ -26,81 +26,86 @@ FROZEN_SOURCES = {
 }
 
 
+class RuleError(AssertionError):
+    """A row of the op table contradicts itself: the shapes that it gives are not those of the results."""
+
+
 def infer(graph: Graph) -> Graph:
-    """The same graph with ``dims`` on every value, and its axes and norms."""
-    solver = Solver()
-    dims: dict[str, Dims] = {}
-    reached: set[str] = set()  # values that some parameter flows into
+    """The same graph with ``dims`` on every value, and its axes and norms.
+
+    Raises:
+        RuleError: a rule is wrong; names the operator, its module and the dims.
+    """
+    typing = Typing(Solver(), {value.name: value for value in graph.values()})
     for source in graph.sources:
-        reason = FROZEN_SOURCES.get(source.role, "").format(path=source.path)
-        dims[source.value.name] = tuple(solver.fresh(size, reason) for size in source.value.shape)
-        if source.role != "input":
-            reached.add(source.value.name)
-    values = {value.name: value for value in graph.values()}
-    operands = Operands(solver, values, dims)
+        typing.dims[source.value.name] = typing.fresh(source.value.shape, _frozen(source))
     for node in graph.nodes:
-        if any(name in reached for name in node.references()):
-            reached.update(value.name for value in node.outputs)
-            made = _dims(node, operands)
-        elif node.op in CONSTANT_FILL:
-            made = [tuple(map(solver.fresh, value.shape)) for value in node.outputs]
-        else:
-            made = [
-                tuple(solver.fresh(s, f"{where(node)} computes it from data") for s in v.shape) for v in node.outputs
-            ]
-        for value, result in zip(node.outputs, made, strict=True):
-            dims[value.name] = result
+        for value, result in zip(node.outputs, _dims(node, typing), strict=True):
+            typing.dims[value.name] = result
     for name in graph.outputs:
-        for dim in dims[name]:
-            solver.freeze(dim, "is a dim of the program's output")
-    return _typed(graph, solver, dims)
+        for dim in typing.dims[name]:
+            typing.solver.freeze(dim, "is a dim of the program's output")
+    return _typed(graph, typing)
 
 
-def _dims(node: Node, operands: Operands) -> list[Dims]:
+def _frozen(source: Source) -> str:
+    if source.role == "parameter" and source.value.dtype.startswith(("i", "u")):
+        return f"is a dim of {source.path}, which holds whole numbers"
+    return FROZEN_SOURCES.get(source.role, "").format(path=source.path)
+
+
+def _dims(node: Node, typing: Typing) -> list[Dims]:
     """The dims of a node's results by the op table."""
-    solver = operands.solver
-    if node.op in MOVEMENT:
-        made = MOVEMENT[node.op](node, operands)
-    elif node.op in POINTWISE:
-        tensors = [operands.dims[a.name] for a in node.arguments if isinstance(a, Ref)]
-        made = [broadcast(tensors, solver, lambda: where(node))]
-    elif node.op in EINSUM:
-        made = [_einsum(EINSUM[node.op], node, operands)]
-    else:
-        reason = f"{where(node)} has no rule"
-        for name in node.references():
-            for dim in operands.dims[name]:
-                solver.freeze(dim, reason)
-        made = [tuple(solver.fresh(size, reason) for size in value.shape) for value in node.outputs]
+    row = TABLE.get(node.op)
+    pointers = [name for name in node.references() if name in typing.points]
+    made: list[Dims] | None = None
+    if row is not None:
+        try:
+            made = row.type(node, typing)
+        except NotImplementedError:  # the row does not cover these arguments
+            row = None
+    if made is None or len(made) != len(node.outputs):
+        row, made = None, _without_rule(node, typing)
     for value, result in zip(node.outputs, made, strict=True):
         if tuple(d.size for d in result) != value.shape:
-            raise AssertionError(f"the rule of {where(node)} gives {result} for the shape {value.shape}")
+            found = ", ".join(map(str, result))
+            raise RuleError(f"the rule of {where(node)} gives ({found}) for a result of shape {list(value.shape)}")
+    if row is not None and row.points == "keep" and pointers:
+        _handed_on(node, pointers, typing)
+    elif row is None or not row.points:
+        typing.counts(node, *(Ref(name) for name in pointers))
     return made
 
 
-def _einsum(spec: str, node: Node, operands: Operands) -> Dims:
-    """A row like ``*b i, o i, ?o -> *b o``: equal letters are equal dims."""
-    left, right = spec.split("->")
-    bound: dict[str, Dim] = {}
-    leading: Dims = ()
-    for term, argument in zip(left.split(","), node.arguments, strict=False):
-        if not isinstance(argument, Ref):
-            continue
-        dims = operands.dims[argument.name]
-        letters = term.replace("?", "").split()
-        if letters[0].startswith("*"):
-            letters = letters[1:]
-            leading, dims = dims[: len(dims) - len(letters)], dims[len(dims) - len(letters) :]
-        for letter, dim in zip(letters, dims, strict=True):
-            if letter in bound:
-                operands.solver.unify(bound[letter], dim, lambda: where(node))
-            else:
-                bound[letter] = dim
-    return (*leading, *(bound[letter] for letter in right.split() if not letter.startswith("*")))
+def _without_rule(node: Node, typing: Typing) -> list[Dims]:
+    reason = f"{where(node)} has no rule"
+    for name in node.references():
+        for dim in typing.dims[name]:
+            typing.solver.freeze(dim, reason)
+    return [typing.fresh(value.shape, reason) for value in node.outputs]
 
 
-def _typed(graph: Graph, solver: Solver, dims: dict[str, Dims]) -> Graph:
+def _handed_on(node: Node, pointers: list[str], typing: Typing) -> None:
+    """Moved indices still point where they did; joined ones must all point into one dim."""
+    integers = [value for value in node.outputs if value.dtype.startswith("i")]
+    joined = list(references(node.arguments[0]))
+    target = typing.points.get(joined[0])
+    same = target is not None and all(
+        name in typing.points and typing.points[name].size == target.size for name in joined
+    )
+    if not same or len(integers) < len(node.outputs):
+        typing.counts(node, *(Ref(name) for name in pointers))
+        return
+    assert target is not None
+    for name in joined[1:]:
+        typing.solver.unify(target, typing.points[name], lambda: where(node))
+    for value in integers:
+        typing.points[value.name] = target
+
+
+def _typed(graph: Graph, typing: Typing) -> Graph:
     """Write the solution into the graph, under names that say what each axis is for."""
+    solver = typing.solver
     cache: dict[int, Dim] = {}
 
     def solved(dim: Dim) -> Dim:
@@ -108,11 +113,11 @@ def _typed(graph: Graph, solver: Solver, dims: dict[str, Dims]) -> Graph:
             cache[id(dim)] = solver.resolve(dim)
         return cache[id(dim)]
 
-    resolved = {name: tuple(solved(d) for d in value) for name, value in dims.items()}
+    resolved = {name: tuple(solved(d) for d in value) for name, value in typing.dims.items()}
     norms = find_norms(graph, resolved)
-    for dim, reason in judge(graph, resolved, {norm.mean for norm in norms}):
-        solver.freeze(dim, reason)
-    kinds = Kinds(graph, resolved)
+    for axis, reason in judge(graph, resolved, {norm.mean for norm in norms}):
+        solver.freeze(axis, reason)
+    kinds = Kinds(graph, resolved, [found.norm.dim for found in norms])
     names: dict[str, Axis] = {}
     infos: list[AxisInfo] = []
     for axis, kind in kinds.ordered():
@@ -127,12 +132,14 @@ def _typed(graph: Graph, solver: Solver, dims: dict[str, Dims]) -> Graph:
         return renamed[id(dim)]
 
     def typed(value: Value) -> Value:
-        return Value(value.name, value.dtype, value.shape, tuple(rename(d) for d in resolved[value.name]))
+        points = typing.points.get(value.name)
+        dims = tuple(rename(d) for d in resolved[value.name])
+        return replace(value, dims=dims, points=None if points is None else rename(solved(points)))
 
     return replace(
         graph,
         sources=tuple(replace(s, value=typed(s.value)) for s in graph.sources),
-        nodes=tuple(Node(n.op, n.arguments, tuple(map(typed, n.outputs)), n.module) for n in graph.nodes),
+        nodes=tuple(replace(n, outputs=tuple(map(typed, n.outputs))) for n in graph.nodes),
         axes=tuple(infos),
         norms=tuple(replace(found.norm, dim=rename(found.norm.dim)) for found in norms),
     )

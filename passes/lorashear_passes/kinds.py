@@ -1,10 +1,13 @@
 """What each axis is for, told from the operators that it meets, never from names.
 
-head     leading dim of an attention, with keys and values of its own
+expert   what top-k chooses among
+hidden   columns of an embedding table, or what most sums of activations run over: the residual stream
 query    leading dim of an attention along which keys and values are repeated
-hidden   columns of an embedding table: the residual stream
+head     leading dim of an attention, with keys and values of its own
 rank     made by one linear map and read by the next with nothing between: the rank of a LoRA adapter
-ffn      made by linear maps and read by a linear map, with pointwise operators between
+latent   made by a linear map, normalised, and read by a linear map
+state    summed over without weights: the state of a recurrence
+ffn      read by a linear map, with pointwise operators before it
 channel  any other axis of a parameter
 data     an axis of no parameter: batch, positions
 """
@@ -12,23 +15,32 @@ data     an axis of no parameter: batch, positions
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lorashear_ir.axes import Axis, Dim, axes_of
-from lorashear_ir.graph import Graph, Ref
+from lorashear_ir.graph import Graph, Node, Ref
 from lorashear_ir.ops import Dims
+from lorashear_ir.ops.contract import CONVOLUTIONS, PRODUCTS
+from lorashear_passes.neutral import routed
+
+ORDER = ("expert", "query", "head", "channel", "hidden", "rank", "latent", "ffn", "state")
+COPIES = frozenset(
+    "to _to_copy clone contiguous view reshape transpose t permute unsqueeze squeeze expand slice select split "
+    "split_with_sizes chunk index type_as numpy_T".split()
+)
+SOFTMAX = frozenset("softmax _softmax".split())
 
 
 class Kinds:
     """The kind of every axis, and its name: the kind, numbered in the order of the parameters."""
 
-    def __init__(self, graph: Graph, dims: dict[str, Dims]) -> None:
+    def __init__(self, graph: Graph, dims: dict[str, Dims], normalised: Iterable[Dim]) -> None:
         self._kinds: dict[Axis, str] = {}
         names = [s.value.name for s in graph.sources if s.role == "parameter"]
         owned = dict.fromkeys(axis for name in names for dim in dims[name] for axis in axes_of(dim))
-        marks = _marks(graph, dims)
+        marks = _Marks(graph, dims, set(owned), normalised).found
         for axis in owned:
-            self._kinds[axis] = next((kind for kind in marks if axis in marks[kind]), "channel")
+            self._kinds[axis] = next((kind for kind in ORDER if axis in marks[kind]), "channel")
         seen: set[int] = set()
         for value in dims.values():
             for dim in value:
@@ -50,31 +62,86 @@ class Kinds:
         return self._names[axis]
 
 
-def _marks(graph: Graph, dims: dict[str, Dims]) -> dict[str, set[Axis]]:
-    """Axes by kind; where an axis has several marks the first kind in this order is its kind."""
-    repeated: set[Axis] = set()
-    marks: dict[str, set[Axis]] = {k: set() for k in ("hidden", "query", "head", "channel", "rank", "ffn")}
-    produced = {n.outputs[0].name for n in graph.nodes if n.op == "linear"}
+class _Marks:
+    """Axes by kind; an axis may have several marks, of which the first in `ORDER` is its kind."""
 
-    def mark(kind: str, dim: Dim) -> None:
-        marks[kind].update(axes_of(dim))
+    def __init__(
+        self, graph: Graph, dims: dict[str, Dims], owned: set[Axis], normalised: Iterable[Dim]
+    ) -> None:
+        self.graph, self.dims, self.owned = graph, dims, owned
+        self.found: dict[str, set[Axis]] = {kind: set() for kind in ORDER}
+        self.repeated: set[Axis] = set()
+        self.sums: Counter[Axis] = Counter()
+        self.weights = {s.value.name for s in graph.sources if s.role == "parameter"}
+        self.origin: dict[str, str] = {}  # what a value is a copy of
+        self.linear: set[str] = set()  # results of linear maps
+        self.made_by = {value.name: node for node in graph.nodes for value in node.outputs}
+        self.scores: dict[str, set[Axis]] = {}  # products of two activations, and what they sum over
+        self.attended: set[str] = set()  # results of softmax
+        self.found["expert"] = {axis for dim in routed(graph, dims) for axis in axes_of(dim)}
+        for node in graph.nodes:
+            self._see(node)
+        self.found["latent"] = {axis for dim in normalised for axis in axes_of(dim)} & self.found["ffn"]
+        self.found["query"] = self.found["head"] & self.repeated
+        if not self.found["hidden"]:
+            most = max(self.sums.values(), default=0)
+            self.found["hidden"] = {axis for axis, count in self.sums.items() if count == most and count > 1}
 
-    for node in graph.nodes:
+    def _see(self, node: Node) -> None:
         inputs = [a.name for a in node.arguments if isinstance(a, Ref)]
+        outputs = [value.name for value in node.outputs]
+        if not inputs or not outputs:
+            return
+        if node.op in COPIES:
+            for name in outputs:
+                self.origin[name] = self.origin.get(inputs[0], inputs[0])
+            if inputs[0] in self.weights:
+                self.weights.update(outputs)
         if node.op == "embedding":
-            mark("hidden", dims[inputs[0]][1])
-        elif node.op == "expand":
-            for before, after in zip(reversed(dims[inputs[0]]), reversed(dims[node.outputs[0].name]), strict=False):
-                if before.size == 1:
-                    repeated.update(axes_of(after))
+            self._mark("hidden", self.dims[inputs[0]][1:])
+        elif node.op in ("expand", "repeat", "repeat_interleave"):
+            before = {axis for d in self.dims[inputs[0]] for axis in axes_of(d)}
+            self.repeated |= {axis for d in self.dims[outputs[0]] for axis in axes_of(d)} - before
         elif node.op == "scaled_dot_product_attention":
-            q, k, v = (dims[name] for name in inputs[:3])
-            mark("head", q[-3])
-            if k[-3].size != q[-3].size:
-                repeated |= set(axes_of(q[-3])) - set(axes_of(k[-3]))
-            mark("channel", q[-1])
-            mark("channel", v[-1])
-        elif node.op == "linear":
-            mark("rank" if inputs[0] in produced else "ffn", dims[inputs[0]][-1])
-    marks["query"] = marks["head"] & repeated
-    return marks
+            q, k, v = (self.dims[name] for name in inputs[:3])
+            self._mark("head", q[-3:-2])
+            self.repeated |= set(axes_of(q[-3])) - set(axes_of(k[-3]))
+            self._mark("channel", (q[-1], v[-1]))
+        elif node.op in SOFTMAX:
+            self._softmax(inputs[0], outputs[0])
+        elif node.op in ("add", "add_") and len(inputs) == 2 and not self.weights & set(inputs):
+            self.sums.update(axis for axis in axes_of(self.dims[outputs[0]][-1]) if axis in self.owned)
+        elif node.op in PRODUCTS or node.op in ("matmul", "einsum") or node.op in CONVOLUTIONS:
+            self._product(node, inputs, outputs[0])
+
+    def _softmax(self, scores: str, result: str) -> None:
+        """An attention that is written out: scores of queries and keys, softmax, product with the values."""
+        self._mark("head", self.dims[scores][:-1])
+        self.attended.add(result)
+        name: str | None = scores
+        while name is not None and name not in self.scores:
+            made = self.made_by.get(name)
+            name = next(made.references(), None) if made is not None else None
+        if name is not None:
+            self.found["channel"] |= self.scores[name]
+
+    def _product(self, node: Node, inputs: list[str], output: str) -> None:
+        summed = {a for name in inputs for d in self.dims[name] for a in axes_of(d)}
+        summed -= {a for d in self.dims[output] for a in axes_of(d)}
+        mapped = bool(self.weights & set(inputs))
+        if not mapped:
+            self.scores[output] = summed
+            if self.attended & {self.origin.get(name, name) for name in inputs}:
+                self._mark("channel", self.dims[output][-1:])
+            self.found["state"] |= summed
+            return
+        self.linear.add(output)
+        if node.op in CONVOLUTIONS:
+            return
+        given = next((name for name in inputs if name not in self.weights), inputs[0])
+        direct = self.origin.get(given, given) in self.linear
+        self.found["rank" if direct else "ffn"] |= summed
+
+    def _mark(self, kind: str, dims: Dims) -> None:
+        for dim in dims:
+            self.found[kind].update(axes_of(dim))

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from lorashear_ir.graph import Graph, Node, Norm, Ref
 from lorashear_ir.ops import Dims
 
+Match = tuple[str, float, float, str]  # weight, offset, eps, result of the operator that adds eps
 CASTS = {"to", "_to_copy", "type_as", "float"}
 
 
 @dataclass(frozen=True)
 class FoundNorm:
-    """A norm, and the name of the value that holds its mean."""
+    """A norm, the name of the value that holds its mean, and of the result of the operator that has eps."""
 
     norm: Norm
     mean: str
+    eps_node: str
 
 
 def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
@@ -31,10 +33,10 @@ def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
         else:
             continue
         if match is not None:
-            weight, offset, eps = match
+            weight, offset, eps, eps_node = match
             squared = node.arguments[0]
             assert isinstance(squared, Ref)
-            found.append(FoundNorm(Norm(dims[squared.name][-1], weight, offset, eps), node.outputs[0].name))
+            found.append(FoundNorm(Norm(dims[squared.name][-1], weight, offset, eps), node.outputs[0].name, eps_node))
     return found
 
 
@@ -47,14 +49,14 @@ class _Finder:
             for name in dict.fromkeys(node.references()):
                 self.users[name].append(node)
 
-    def from_operator(self, node: Node) -> tuple[str, float, float] | None:
+    def from_operator(self, node: Node) -> Match | None:
         weight = node.arguments[2] if len(node.arguments) > 2 else None
         eps = node.arguments[3] if len(node.arguments) > 3 else None
         if isinstance(weight, Ref) and weight.name in self.parameters and isinstance(eps, float):
-            return self.parameters[weight.name], 0.0, eps
+            return self.parameters[weight.name], 0.0, eps, node.outputs[0].name
         return None
 
-    def from_mean(self, mean: Node) -> tuple[str, float, float] | None:
+    def from_mean(self, mean: Node) -> Match | None:
         """Walk mean → + eps → rsqrt → · x → · w; None where a step is missing or a value has other uses."""
         x = self._squared(mean)
         if x is None or mean.arguments[1:3] != ((-1,), True):
@@ -67,7 +69,7 @@ class _Finder:
             return None
         weighted = self._only_user(scaled, {"mul"})
         weight = weighted and self._weight(self._other_of(weighted, scaled))
-        return weight and (*weight, eps)
+        return weight and plus and (*weight, eps, plus.outputs[0].name)
 
     def _squared(self, mean: Node) -> str | None:
         """The name of x where the mean is over x²."""

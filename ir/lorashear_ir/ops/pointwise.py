@@ -1,0 +1,167 @@
+"""Operators that treat each element alone: operands broadcast against each other, results have the joined dims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lorashear_ir.graph import Node, Ref
+from lorashear_ir.ops.base import Dims, Row, Typing, Zero, Zeros, argument, at, broadcast, intersection, tensors, union, where
+
+KEEPS = (  # f(0) = 0
+    "neg abs sign sqrt sin tan tanh erf relu silu gelu relu6 leaky_relu elu selu celu hardtanh hardswish mish expm1 "
+    "log1p square to _to_copy clone contiguous alias detach dropout float trunc floor ceil round "
+    "nan_to_num tanhshrink softsign asinh atan"
+)
+NOT = (  # f(0) ≠ 0, or not only for zero
+    "cos exp softplus hardsigmoid log_sigmoid eq ne lt le gt ge logical_not bitwise_not isnan isinf isfinite "
+    "rsub remainder floor_divide fmod atan2 polar cosh"
+)
+SINGULAR = "rsqrt reciprocal log log2 log10"  # infinite at zero: nothing can vanish on the way in
+PRODUCTS = "mul __and__ logical_and bitwise_and"
+SUMS = "add sub maximum minimum logical_or bitwise_or __or__ logical_xor bitwise_xor"
+
+
+def type_(node: Node, t: Typing) -> list[Dims]:
+    return [broadcast([t.of(a) for a in tensors(node)], t.solver, lambda: where(node))]
+
+
+def _first(node: Node, t: Typing) -> list[Dims]:
+    return [t.of(node.arguments[0])]
+
+
+def _rank(node: Node) -> int:
+    return len(node.outputs[0].shape)
+
+
+def _keeps(node: Node, z: Zeros) -> list[Zero]:
+    first = z.of(tensors(node)[0])
+    return [tuple(at(first, place) for place in range(-_rank(node), 0))]
+
+
+def _not(node: Node, z: Zeros) -> list[Zero]:
+    return z.nowhere(node)
+
+
+def _product(node: Node, z: Zeros) -> list[Zero]:
+    return [union([z.of(a) for a in tensors(node)], _rank(node))]
+
+
+def _sum(node: Node, z: Zeros) -> list[Zero]:
+    # The third argument of add is a factor; a number added anywhere leaves nothing zero, unless it is zero.
+    operands = node.arguments[:2]
+    if any(not isinstance(a, Ref) and a != 0 for a in operands):
+        return z.nowhere(node)
+    return [intersection([z.of(a) for a in operands if isinstance(a, Ref)], _rank(node))]
+
+
+def _singular(node: Node, z: Zeros) -> list[Zero]:
+    """Zero in gives infinity out, which no zero weight behind it silences."""
+    source = tensors(node)[-1]
+    for dim, vanishing in zip(z.dims_of(source), z.of(source), strict=True):
+        z.need(dim, z.axes(dim) - vanishing, lambda: f"{where(node)} is infinite where the weights are zero")
+    return z.nowhere(node)
+
+
+def _divide(node: Node, z: Zeros) -> list[Zero]:
+    above, below = node.arguments[:2]
+    if isinstance(below, Ref):
+        _singular(replace(node, arguments=(below,)), z)
+    return _keeps(node, z) if isinstance(above, Ref) else z.nowhere(node)
+
+
+def _power(node: Node, z: Zeros) -> list[Zero]:
+    base, exponent = node.arguments[:2]
+    if isinstance(base, Ref) and isinstance(exponent, int | float):
+        if exponent > 0:
+            return _keeps(node, z)
+        return _singular(node, z) if exponent < 0 else z.nowhere(node)
+    return z.nowhere(node)
+
+
+def _clamp(node: Node, z: Zeros) -> list[Zero]:
+    low, high = argument(node, 1), argument(node, 2)
+    numbers = all(a is None or isinstance(a, int | float) for a in (low, high))
+    holds_zero = numbers and not (isinstance(low, int | float) and low > 0) and not (isinstance(high, int | float) and high < 0)
+    return _keeps(node, z) if holds_zero else z.nowhere(node)
+
+
+def _where(node: Node, z: Zeros) -> list[Zero]:
+    chosen = node.arguments[1:3]
+    if len(chosen) < 2 or any(not isinstance(a, Ref) and a != 0 for a in chosen):
+        return z.nowhere(node)
+    refs = [z.of(a) for a in chosen if isinstance(a, Ref)]
+    return [intersection(refs, _rank(node))] if refs else z.nowhere(node)
+
+
+def _masked_fill(node: Node, z: Zeros) -> list[Zero]:
+    return _keeps(node, z) if argument(node, 2) == 0 else z.nowhere(node)
+
+
+def _copy(node: Node, z: Zeros) -> list[Zero]:
+    """``copy_``: the second operand in the shape of the first."""
+    return [tuple(at(z.of(node.arguments[1]), place) for place in range(-_rank(node), 0))]
+
+
+def _routing_score(node: Node, z: Zeros) -> list[Zero]:
+    """sigmoid: a routing score of −∞ becomes 0."""
+    (source,) = tensors(node)
+    return [tuple(z.axes(d) & z.routed for d in z.dims_of(source))]
+
+
+def _prelu_type(node: Node, t: Typing) -> list[Dims]:
+    x, (slope,) = t.of(node.arguments[0]), t.of(node.arguments[1])
+    if slope.size > 1:
+        t.solver.unify(x[1], slope, lambda: where(node))
+    return [x]
+
+
+def _gate_type(node: Node, t: Typing) -> list[Dims]:
+    """glu: the first half of a dim times the sigmoid of the second."""
+    dims = t.of(node.arguments[0])
+    along = argument(node, 1, -1)
+    assert isinstance(along, int)
+    first, second = t.solver.split(dims[along], [dims[along].size // 2] * 2, lambda: where(node))
+    t.solver.unify(first, second, lambda: where(node))
+    return [(*dims[: along % len(dims)], first, *dims[along % len(dims) + 1 :])]
+
+
+Rule = Callable[[Node, Zeros], list[Zero]]
+
+
+def _rows(names: str, zero: Rule) -> dict[str, Row]:
+    return {name + tail: Row(type_, zero) for name in names.split() for tail in ("", "_")}
+
+
+def _comparison(node: Node, t: Typing) -> list[Dims]:
+    """eq, ne: two tensors of indices are compared without counting with them."""
+    left, right = (t.target(a) for a in node.arguments[:2])
+    if left is not None and right is not None and left.size == right.size:
+        t.solver.unify(left, right, lambda: where(node))
+    else:
+        for target in (left, right):
+            if target is not None:
+                t.solver.freeze(target, f"{where(node)} compares its indices with numbers")
+    return type_(node, t)
+
+
+ROWS: dict[str, Row] = {
+    **_rows(KEEPS, _keeps),
+    **_rows(NOT, _not),
+    **_rows(SINGULAR, _singular),
+    **_rows(PRODUCTS, _product),
+    **_rows(SUMS, _sum),
+    **_rows("div true_divide", _divide),
+    **_rows("pow", _power),
+    **_rows("clamp clamp_min clip", _clamp),
+    **_rows("sigmoid", _routing_score),
+    **_rows("masked_fill", _masked_fill),
+    "where": Row(type_, _where),
+    "copy_": Row(type_, _copy),
+    "prelu": Row(_prelu_type, _keeps),
+    "_prelu_kernel": Row(type_, _keeps),
+    "glu": Row(_gate_type, lambda node, z: z.moved(node, node.arguments[0])),
+    "eq": Row(_comparison, _not, points="use"),
+    "ne": Row(_comparison, _not, points="use"),
+    **{name: Row(_first, _keeps, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()},
+}

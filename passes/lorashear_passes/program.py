@@ -1,0 +1,183 @@
+"""A captured program that can be run: with structures at their neutral value, or without them.
+
+Both start from the same `torch.export` program, so that they show the theorem on any module, whatever its class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorashear_ir.axes import axes_of
+from lorashear_ir.graph import Argument, Graph, Node, Ref
+from lorashear_ir.groups import Groups, Selection, TensorCut
+from lorashear_ir.ops.base import argument
+from lorashear_ir.ops.index import chosen_axes
+from lorashear_passes.capture import export, translate
+from lorashear_passes.infer import infer
+from lorashear_passes.neutral import SELECTS, routed
+from lorashear_passes.resize import resize
+
+Removed = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """An exported module and its typed graph; values have the names of the exported nodes."""
+
+    exported: torch.export.ExportedProgram
+    graph: Graph
+
+
+def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Program:
+    """Capture a module so that it can be run again. Raises CaptureError."""
+    exported = export(model, inputs)
+    return Program(exported, infer(translate(exported, model)))
+
+
+def cut_tensor(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
+    """What is left of a tensor: a copy."""
+    for dim, kept in cut.keep.items():
+        tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
+    if cut.scale == 1.0:
+        return tensor.clone()
+    return ((tensor.double() + cut.offset) * cut.scale - cut.offset).to(tensor.dtype)
+
+
+def sliced(program: Program, groups: Groups, removed: Removed) -> torch.fx.GraphModule:
+    """The program without the structures: its parameters cut, the sizes in its graph rewritten."""
+    module = _runnable(program)
+    cuts = groups.cuts(removed)
+    small = resize(program.graph, groups.selection(removed), groups.eps(removed))
+    with torch.no_grad():
+        for name, tensor in _tensors(module):
+            first = groups.tied.get(name, name)
+            if first in cuts:
+                _replace(module, name, cut_tensor(tensor.detach(), cuts[first]))
+    nodes = {node.outputs[0].name.partition(".")[0]: node for node in small.nodes if node.outputs}
+    before = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.outputs}
+    for fx_node in module.graph.nodes:
+        if fx_node.op == "call_function" and fx_node.name in nodes:
+            _rewrite(fx_node, before[fx_node.name], nodes[fx_node.name])
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def neutralised(program: Program, groups: Groups, removed: Removed) -> torch.fx.GraphModule:
+    """The program with the structures at their neutral value: weights 0, and −∞ for scores that are compared."""
+    module = _runnable(program)
+    with torch.no_grad():
+        for name, tensor in _tensors(module):
+            cut = groups.cuts(removed).get(groups.tied.get(name, name))
+            if cut is not None:
+                _replace(module, name, zeroed(tensor.detach(), cut))
+    selection = groups.selection(removed)
+    dims = {value.name: value.dims or () for value in program.graph.values()}
+    chosen = {axis for dim in routed(program.graph, dims) for axis in axes_of(dim)} & {
+        groups[name].axis for name, indices in removed.items() if indices
+    }
+    masks = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.op in SELECTS}
+    for fx_node in list(module.graph.nodes) if chosen else ():
+        if fx_node.op == "call_function" and fx_node.name in masks:
+            _hide(module, fx_node, masks[fx_node.name], dims, selection, chosen)
+    module.recompile()
+    return module
+
+
+def zeroed(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
+    """A copy, zero at every index that a cut does not keep."""
+    result = tensor.clone()
+    for dim, kept in cut.keep.items():
+        gone = sorted(set(range(tensor.shape[dim])) - set(kept))
+        result.index_fill_(dim, torch.tensor(gone, device=tensor.device, dtype=torch.long), 0)
+    return result
+
+
+def _runnable(program: Program) -> torch.fx.GraphModule:
+    module = program.exported.module(check_guards=False)
+    # The tensors of the original module are shared; they are replaced here, never written to.
+    assert isinstance(module, torch.fx.GraphModule)
+    return copy.copy(module)
+
+
+def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+def _replace(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=bool(owner._parameters[leaf].requires_grad))  # type: ignore[union-attr]
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def _rewrite(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
+    """Put the changed numbers, and the operator if it changed, into the exported node."""
+    if before.op == after.op and before.arguments == after.arguments:
+        return
+    if before.op != after.op or len(after.arguments) != len(before.arguments):
+        fx_node.target = getattr(torch.ops.aten, after.op).default if after.op != "slice" else torch.ops.aten.slice.Tensor
+        source = fx_node.args[0]
+        fx_node.args = (source, *(_python(a) for a in after.arguments[1:]))
+        fx_node.kwargs = {}
+        return
+    schema = fx_node.target._schema.arguments  # type: ignore[union-attr]
+    arguments = list(fx_node.args)
+    keywords = dict(fx_node.kwargs)
+    for position, (old, new) in enumerate(zip(before.arguments, after.arguments, strict=True)):
+        if old == new:
+            continue
+        if position < len(arguments):
+            arguments[position] = _python(new)
+        else:
+            keywords[schema[position].name] = _python(new)
+    fx_node.args, fx_node.kwargs = tuple(arguments), keywords
+
+
+def _python(value: Argument) -> Any:
+    assert not isinstance(value, Ref)
+    return [_python(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _hide(
+    module: torch.fx.GraphModule,
+    fx_node: torch.fx.Node,
+    node: Node,
+    dims: Mapping[str, tuple[Any, ...]],
+    selection: Selection,
+    chosen: set[Any],
+) -> None:
+    """−∞ at the removed indices of the scores that an operator compares."""
+    source = node.arguments[0]
+    assert isinstance(source, Ref)
+    along = chosen_axes(node, dict(dims)) if node.op in ("topk", "argmax") else None
+    places = range(len(dims[source.name])) if node.op.startswith("sigmoid") else [_along(node, dims[source.name], along)]
+    for place in places:
+        dim = dims[source.name][place]
+        if not chosen & set(axes_of(dim)):
+            continue
+        mask = torch.ones(dim.size, dtype=torch.bool)
+        mask[selection.kept(dim)] = False
+        name = f"hidden_{fx_node.name}_{place}"
+        module.register_buffer(name, mask.reshape(-1, *[1] * (len(dims[source.name]) - 1 - place)), persistent=False)
+        with module.graph.inserting_before(fx_node):
+            where = module.graph.get_attr(name)
+            hidden = module.graph.call_function(
+                torch.ops.aten.masked_fill.Scalar, (fx_node.args[0], where, float("-inf"))
+            )
+        fx_node.args = (hidden, *fx_node.args[1:])
+
+
+def _along(node: Node, dims: tuple[Any, ...], chosen: Any) -> int:
+    if chosen is not None:
+        return next(i for i, d in enumerate(dims) if d is chosen)
+    place = argument(node, 1)
+    assert isinstance(place, int)
+    return place % len(dims)

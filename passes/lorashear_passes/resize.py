@@ -1,0 +1,57 @@
+"""Resizing: the program that is left when structures are gone, written out as a graph.
+
+1. Every value gets the shape that its dims have without them.
+2. The numbers in operators that follow from shapes (views, splits, starts, group counts) follow.
+3. A mended norm's eps is multiplied by n/n'.
+
+This is what a rebuilt class must compute (`rebuild.py` compares), and what a captured module is rewritten to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lorashear_ir.axes import Dim
+from lorashear_ir.graph import Graph, Node, Value
+from lorashear_ir.groups import Selection
+from lorashear_ir.ops import TABLE
+from lorashear_ir.ops.base import Dims, Resizing
+from lorashear_passes.norms import find_norms
+
+
+def resize(graph: Graph, selection: Selection, eps: Mapping[str, float]) -> Graph:
+    """The typed graph without the selected structures, untyped; ``eps`` gives norms theirs by their weight."""
+    kept: dict[int, list[int]] = {}
+
+    def stays(dim: Dim) -> list[int]:
+        if id(dim) not in kept:
+            kept[id(dim)] = selection.kept(dim)
+        return kept[id(dim)]
+
+    dims: dict[str, Dims] = {value.name: value.dims or () for value in graph.values()}
+    sizes = Resizing(dims, stays)
+    mended = {found.eps_node: eps[found.norm.weight] for found in find_norms(graph, dims) if found.norm.weight in eps}
+
+    def smaller(value: Value) -> Value:
+        return replace(value, shape=sizes.shape(value.name), dims=None, points=None)
+
+    def rewritten(node: Node) -> Node:
+        row = TABLE.get(node.op)
+        if row is not None and row.sizes is not None and any(sizes.shape(v.name) != v.shape for v in node.outputs):
+            node = row.sizes(node, sizes)
+        elif row is not None and row.sizes is not None and node.op in ("slice", "select", "repeat", "repeat_interleave"):
+            node = row.sizes(node, sizes)
+        if node.outputs and node.outputs[0].name in mended:
+            value = mended[node.outputs[0].name]
+            place = next(i for i, a in enumerate(node.arguments) if isinstance(a, float))
+            node = replace(node, arguments=(*node.arguments[:place], value, *node.arguments[place + 1 :]))
+        return replace(node, outputs=tuple(map(smaller, node.outputs)))
+
+    return replace(
+        graph,
+        sources=tuple(replace(s, value=smaller(s.value)) for s in graph.sources),
+        nodes=tuple(map(rewritten, graph.nodes)),
+        axes=(),
+        norms=(),
+    )
