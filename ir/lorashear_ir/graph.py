@@ -61,12 +61,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class AxisInfo:
-    """A free axis of a typed graph. ``reason`` says why no index of it may be removed; empty where one may."""
+    """A free axis of a typed graph. ``reason`` says why no index of it may be removed; empty where one may.
+
+    ``least`` is how many must stay: top-k needs k experts to choose among.
+    """
 
     name: str
     size: int
     kind: str
     reason: str
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ class Group:
     """One axis of the model and every parameter dim that has it. One of its indices is a structure.
 
     A "query" group has ``blocks`` (KV heads) times as many structures as its axis has indices: structure
-    ``k * rep + j`` is query head j of KV head k, and every block must lose equally many.
+    ``k * rep + j`` is query head j of KV head k, and every block must lose equally many. So has an "expert" group whose
+    router first chooses groups of experts. ``least`` indices of the axis must stay.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Group:
     parameters: int
     axis: Axis = field(repr=False)
     dims: tuple[Dim, ...] = field(repr=False)  # the type of each slot
+    least: int = 1
 
     def slices(self, structure: int) -> list[tuple[str, int, list[int]]]:
         """What structure ``structure`` owns: (parameter name, dim, indices).
@@ -172,6 +174,10 @@ class Groups(Mapping[str, Group]):
                     raise SelectionError(f"{name} has structures 0 to {group.size - 1}; {index} is none of them")
             if len(indices) == group.size:
                 raise SelectionError(f"{name} would lose all its {group.size} structures; one must stay")
+            if group.blocks == 1 and group.size - len(indices) < group.least:
+                raise SelectionError(
+                    f"{name} would be left with {group.size - len(indices)} structures; the router chooses {group.least} at a time"
+                )
             if group.blocks > 1 and indices:
                 self._check_blocks(group, removed, by_axis)
 
@@ -190,6 +196,10 @@ class Groups(Mapping[str, Group]):
             )
         if counts == {group.axis.size}:
             raise SelectionError(f"{group.name} would lose all {group.axis.size} structures of a block; one must stay")
+        if counts and group.axis.size - max(counts) < group.least:
+            raise SelectionError(
+                f"{group.name} would be left with {group.axis.size - max(counts)} structures in a block; the router needs {group.least}"
+            )
 
     def widths(self, removed: Mapping[str, Collection[int]]) -> dict[str, int]:
         """What is left of each group's axis (for a query group: queries for each KV head)."""

@@ -33,7 +33,8 @@ def show(graph: Graph) -> str:
     lines = [f"graph {graph.name}"]
     for axis in graph.axes:
         frozen = f" frozen {quote(axis.reason)}" if axis.reason else ""
-        lines.append(f"axis {axis.name} {axis.size} {axis.kind}{frozen}")
+        least = f" least {axis.least}" if axis.least > 1 else ""
+        lines.append(f"axis {axis.name} {axis.size} {axis.kind}{least}{frozen}")
     for norm in graph.norms:
         lines.append(f"norm {norm.dim} {quote(norm.weight)} {norm.offset!r} {norm.eps!r}")
     for name, first in graph.tied:
@@ -181,9 +182,10 @@ def parse(text: str) -> Graph:
             reader.take()
             axis = Axis(reader.take(), int(reader.take()))
             kind = reader.take()
+            least = int((reader.take("least"), reader.take())[1]) if reader.peek() == "least" else 1
             reason = (reader.take("frozen"), reader.text())[1] if reader.peek() else ""
             axes[axis.name] = axis
-            infos.append(AxisInfo(axis.name, axis.size, kind, reason))
+            infos.append(AxisInfo(axis.name, axis.size, kind, reason, least))
         elif word == "norm":
             reader.take()
             norms.append(Norm(reader.dim(), reader.text(), float(reader.take()), float(reader.take())))

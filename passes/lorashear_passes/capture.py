@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,7 +47,7 @@ def export(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.export.Ex
     """``model(**inputs)`` in eval mode as an exported program. Raises CaptureError; leaves the model as it was."""
     training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet("torch._subclasses", "torch.export", "torch.fx", "torch._export"):
             return torch.export.export(model.eval(), (), dict(inputs), strict=False)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -54,6 +56,20 @@ def export(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.export.Ex
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """torch logs a traceback before it raises; the sentence that we raise says the same."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def translate(program: torch.export.ExportedProgram, model: torch.nn.Module) -> Graph:
@@ -90,9 +106,7 @@ def translate(program: torch.export.ExportedProgram, model: torch.nn.Module) -> 
             made = tensor if isinstance(tensor, list | tuple) else (tensor,)
             several = isinstance(tensor, list | tuple)
             values = [
-                _value(f"{node.name}.{i}" if several else node.name, t)
-                for i, t in enumerate(made)
-                if isinstance(t, torch.Tensor)
+                _value(f"{node.name}.{i}" if several else node.name, t) for i, t in enumerate(made) if t is not None
             ]
             nodes.append(Node(op, _arguments(node, names), tuple(values), _module(node)))
     used = {name for node in nodes for name in node.references()} | set(results)
@@ -101,7 +115,9 @@ def translate(program: torch.export.ExportedProgram, model: torch.nn.Module) -> 
     return Graph(type(model).__name__, kept, tuple(nodes), results, tied=tied)
 
 
-def _value(name: str, tensor: torch.Tensor) -> Value:
+def _value(name: str, tensor: torch.Tensor | torch.SymInt | torch.SymFloat | int | float) -> Value:
+    if not isinstance(tensor, torch.Tensor):
+        return Value(name, "number", ())  # read out of a tensor
     return Value(name, DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(int(s) for s in tensor.shape))
 
 
@@ -140,6 +156,8 @@ def _argument(value: Any, names: dict[torch.fx.Node, str]) -> Argument:
         return tuple(_argument(v, names) for v in value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, torch.device):
+        return None  # where it ran is no part of what it computes
     return DTYPES.get(value, str(value)) if isinstance(value, torch.dtype) else str(value)
 
 

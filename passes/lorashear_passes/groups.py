@@ -30,7 +30,7 @@ def group(graph: Graph) -> Groups:
         if axis not in slots:
             continue
         dims = tuple(tensors[name][position] for name, position in slots[axis])
-        blocks = _blocks(axis, dims) if info.kind == "query" else 1
+        blocks = _blocks(axis, dims) if info.kind in ("query", "expert") else 1
         affected = dict.fromkeys(name for name, _ in slots[axis])
         before = sum(math.prod(d.size for d in tensors[name]) for name in affected)
         after = sum(math.prod(size_with(d, {axis.name: axis.size - 1}) for d in tensors[name]) for name in affected)
@@ -47,6 +47,7 @@ def group(graph: Graph) -> Groups:
                 parameters=(before - after) // blocks,
                 axis=axis,
                 dims=dims,
+                least=info.least,
             )
         )
     return Groups(groups, tensors, graph.norms, dict(graph.tied))

@@ -16,7 +16,7 @@ from lorashear_ir.axes import Axis, Dim, Solver, axes_of
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Source, Value, references
 from lorashear_ir.ops import TABLE, Dims, Typing, where
 from lorashear_passes.kinds import Kinds
-from lorashear_passes.neutral import judge
+from lorashear_passes.neutral import judge, least
 from lorashear_passes.norms import find_norms
 
 FROZEN_SOURCES = {
@@ -117,13 +117,14 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
     norms = find_norms(graph, resolved)
     for axis, reason in judge(graph, resolved, {norm.mean for norm in norms}):
         solver.freeze(axis, reason)
+    needed = least(graph, resolved)
     kinds = Kinds(graph, resolved, [found.norm.dim for found in norms])
     names: dict[str, Axis] = {}
     infos: list[AxisInfo] = []
     for axis, kind in kinds.ordered():
         name = kinds.name(axis)
         names[axis.name] = Axis(name, axis.size)
-        infos.append(AxisInfo(name, axis.size, kind, solver.frozen(axis)))
+        infos.append(AxisInfo(name, axis.size, kind, solver.frozen(axis), needed.get(axis, 1)))
     renamed: dict[int, Dim] = {}
 
     def rename(dim: Dim) -> Dim:

@@ -65,9 +65,7 @@ class Kinds:
 class _Marks:
     """Axes by kind; an axis may have several marks, of which the first in `ORDER` is its kind."""
 
-    def __init__(
-        self, graph: Graph, dims: dict[str, Dims], owned: set[Axis], normalised: Iterable[Dim]
-    ) -> None:
+    def __init__(self, graph: Graph, dims: dict[str, Dims], owned: set[Axis], normalised: Iterable[Dim]) -> None:
         self.graph, self.dims, self.owned = graph, dims, owned
         self.found: dict[str, set[Axis]] = {kind: set() for kind in ORDER}
         self.repeated: set[Axis] = set()
@@ -78,7 +76,9 @@ class _Marks:
         self.made_by = {value.name: node for node in graph.nodes for value in node.outputs}
         self.scores: dict[str, set[Axis]] = {}  # products of two activations, and what they sum over
         self.attended: set[str] = set()  # results of softmax
-        self.found["expert"] = {axis for dim in routed(graph, dims) for axis in axes_of(dim)}
+        # Where the router first chooses groups of experts, only the last factor numbers single experts.
+        self.found["expert"] = {list(axes_of(dim))[-1] for dim in routed(graph, dims) if dim.size > 1}
+        self.found["expert"] -= {axis for dim in routed(graph, dims) for axis in list(axes_of(dim))[:-1]}
         for node in graph.nodes:
             self._see(node)
         self.found["latent"] = {axis for dim in normalised for axis in axes_of(dim)} & self.found["ffn"]

@@ -120,10 +120,14 @@ def _replace(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 def _rewrite(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     """Put the changed numbers, and the operator if it changed, into the exported node."""
+    if fx_node.target is torch.ops.aten.view.default:
+        fx_node.target = torch.ops.aten.reshape.default  # whether a view is possible may depend on the sizes
     if before.op == after.op and before.arguments == after.arguments:
         return
     if before.op != after.op or len(after.arguments) != len(before.arguments):
-        fx_node.target = getattr(torch.ops.aten, after.op).default if after.op != "slice" else torch.ops.aten.slice.Tensor
+        fx_node.target = (
+            getattr(torch.ops.aten, after.op).default if after.op != "slice" else torch.ops.aten.slice.Tensor
+        )
         source = fx_node.args[0]
         fx_node.args = (source, *(_python(a) for a in after.arguments[1:]))
         fx_node.kwargs = {}
@@ -158,7 +162,9 @@ def _hide(
     source = node.arguments[0]
     assert isinstance(source, Ref)
     along = chosen_axes(node, dict(dims)) if node.op in ("topk", "argmax") else None
-    places = range(len(dims[source.name])) if node.op.startswith("sigmoid") else [_along(node, dims[source.name], along)]
+    places = (
+        range(len(dims[source.name])) if node.op.startswith("sigmoid") else [_along(node, dims[source.name], along)]
+    )
     for place in places:
         dim = dims[source.name][place]
         if not chosen & set(axes_of(dim)):

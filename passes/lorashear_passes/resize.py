@@ -40,7 +40,9 @@ def resize(graph: Graph, selection: Selection, eps: Mapping[str, float]) -> Grap
         row = TABLE.get(node.op)
         if row is not None and row.sizes is not None and any(sizes.shape(v.name) != v.shape for v in node.outputs):
             node = row.sizes(node, sizes)
-        elif row is not None and row.sizes is not None and node.op in ("slice", "select", "repeat", "repeat_interleave"):
+        elif (
+            row is not None and row.sizes is not None and node.op in ("slice", "select", "repeat", "repeat_interleave")
+        ):
             node = row.sizes(node, sizes)
         if node.outputs and node.outputs[0].name in mended:
             value = mended[node.outputs[0].name]

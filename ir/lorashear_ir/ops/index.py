@@ -317,9 +317,9 @@ def chosen_axes(node: Node, dims: dict[str, Dims]) -> Dim | None:
     return None
 
 
-def least(node: Node) -> int:
-    """How many top-k needs to choose among."""
-    return _chosen(node)[1] if node.op == "topk" else 1
+def chosen_count(node: Node) -> int:
+    """The k of top-k."""
+    return _chosen(node)[1]
 
 
 FILLS = "zeros ones empty full".split()
@@ -329,13 +329,17 @@ ROWS: dict[str, Row] = {
     "index": Row(_type_index, _zero_index, points="use"),
     "index_select": Row(_type_index_select, _zero_without, points="use"),
     "gather": Row(_type_gather, _zero_gather, points="use"),
-    **dict.fromkeys("scatter scatter_ scatter_add scatter_add_".split(), Row(_type_scatter, _zero_scatter, points="use")),
+    **dict.fromkeys(
+        "scatter scatter_ scatter_add scatter_add_".split(), Row(_type_scatter, _zero_scatter, points="use")
+    ),
     **dict.fromkeys("index_add index_add_".split(), Row(_type_index_add, _zero_index_add, points="use")),
     "topk": Row(_type_topk, _zero_topk, points="use"),
     **dict.fromkeys("sort argsort".split(), Row(_type_sort, lambda n, z: z.nowhere(n), points="use")),
     "argmax": Row(_type_argmax, _zero_argmax, points="use"),
     "one_hot": Row(_type_one_hot, _zero_one_hot, points="use", sizes=_last_size),
-    **dict.fromkeys(["histc", "bincount"], Row(_type_histogram, lambda n, z: z.nowhere(n), points="use", sizes=_size_histogram)),
+    **dict.fromkeys(
+        ["histc", "bincount"], Row(_type_histogram, lambda n, z: z.nowhere(n), points="use", sizes=_size_histogram)
+    ),
     "arange": Row(_type_arange, lambda n, z: z.nowhere(n), sizes=_size_arange),
     "eye": Row(_type_eye, lambda n, z: z.nowhere(n), sizes=_size_eye),
     **dict.fromkeys(FILLS, Row(_type_fill, _zero_fill, sizes=full_shape(0))),

@@ -178,7 +178,8 @@ def _size_interleave(node: Node, r: Resizing) -> Node:
     source, along = node.arguments[0], node.arguments[2]
     assert isinstance(source, Ref) and isinstance(along, int)
     after, before = r.shape(node.outputs[0].name)[along], r.shape(source.name)[along]
-    return resized(node, 1, after // before)
+    node = resized(node, 1, after // before)
+    return resized(node, 3, after) if isinstance(argument(node, 3), int) else node
 
 
 def _parts(node: Node) -> list[Ref]:

@@ -6,7 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lorashear_ir.graph import Node, Ref
-from lorashear_ir.ops.base import Dims, Row, Typing, Zero, Zeros, argument, at, broadcast, intersection, tensors, union, where
+from lorashear_ir.ops.base import (
+    Dims,
+    Row,
+    Typing,
+    Zero,
+    Zeros,
+    argument,
+    at,
+    broadcast,
+    intersection,
+    tensors,
+    union,
+    where,
+)
 
 KEEPS = (  # f(0) = 0
     "neg abs sign sqrt sin tan tanh erf relu silu gelu relu6 leaky_relu elu selu celu hardtanh hardswish mish expm1 "
@@ -82,7 +95,9 @@ def _power(node: Node, z: Zeros) -> list[Zero]:
 def _clamp(node: Node, z: Zeros) -> list[Zero]:
     low, high = argument(node, 1), argument(node, 2)
     numbers = all(a is None or isinstance(a, int | float) for a in (low, high))
-    holds_zero = numbers and not (isinstance(low, int | float) and low > 0) and not (isinstance(high, int | float) and high < 0)
+    holds_zero = (
+        numbers and not (isinstance(low, int | float) and low > 0) and not (isinstance(high, int | float) and high < 0)
+    )
     return _keeps(node, z) if holds_zero else z.nowhere(node)
 
 
@@ -163,5 +178,7 @@ ROWS: dict[str, Row] = {
     "glu": Row(_gate_type, lambda node, z: z.moved(node, node.arguments[0])),
     "eq": Row(_comparison, _not, points="use"),
     "ne": Row(_comparison, _not, points="use"),
-    **{name: Row(_first, _keeps, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()},
+    **{
+        name: Row(_first, _keeps, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()
+    },
 }

@@ -65,7 +65,11 @@ def _zero_sum(node: Node, z: Zeros) -> list[Zero]:
     if node.op in ("norm", "linalg_vector_norm") and not _adds_up(argument(node, 1, 2)):
         return _zero_mean(node, z)
     for i in reduced(node, len(dims)):
-        z.need(dims[i], state[i], lambda: f"{where(node)} adds up over it, and what it adds is not zero where the weights are")
+        z.need(
+            dims[i],
+            state[i],
+            lambda: f"{where(node)} adds up over it, and what it adds is not zero where the weights are",
+        )
     return _left(node, z)
 
 

@@ -1,0 +1,179 @@
+"""A model of the same class with other widths: cut its parameters, and set the numbers in its modules that must follow.
+
+Which attribute of which module drives which size is not known; it is found by trying, from the traced program:
+
+1. The graph says which numbers change in the operators of each module, and from what to what.
+2. Every whole-number attribute of that module (or of its config) with such an old value takes the new one.
+3. The result is traced again. It must be, operator for operator and number for number, the program that `resize` writes
+   out. Where an attribute drives several sizes the choices are tried in turn; where none fits, the class cannot do it.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from lorashear_ir.graph import Argument, Graph
+from lorashear_ir.groups import Groups
+from lorashear_ir.ops import TABLE
+from lorashear_passes.capture import CaptureError, capture
+from lorashear_passes.program import cut_tensor
+from lorashear_passes.resize import resize
+from lorashear_passes.same import difference, spelled_out
+
+TRIES = 32
+"""Combinations of ambiguous attributes that are traced before giving up."""
+
+SHAPES = {"in_features": 1, "out_features": 0, "num_embeddings": 0, "embedding_dim": 1}
+"""Attributes of torch's own layers that say the shape of their weight and that no operator reads."""
+
+Removed = Mapping[str, Collection[int]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One number to set: an attribute of a module, or a field of the config that the module holds."""
+
+    module: str
+    name: str
+    of_config: bool
+    value: Any
+
+
+def rebuilt(
+    model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed, inputs: Mapping[str, Any]
+) -> tuple[torch.nn.Module | None, str]:
+    """A smaller copy of ``model`` (None where its class cannot be one), and what the last try had wrong.
+
+    ``graph`` is the typed program of ``model(**inputs)``.
+    """
+    wanted = resize(graph, groups.selection(removed), groups.eps(removed))
+    small = _cut_copy(model, groups, removed)
+    _mend_eps(small, groups, removed)
+    wrong = ""
+    for with_config in (False, True):  # few classes read their config while they run
+        sure, choices = _settings(model, graph, wanted, with_config)
+        for setting in sure:
+            _set(small, setting)
+        for chosen in itertools.islice(itertools.product(*choices), TRIES):
+            for setting in itertools.chain(*chosen):
+                _set(small, setting)
+            wrong = _wrong(small, inputs, wanted)
+            if not wrong:
+                return small, ""
+    return None, wrong
+
+
+def _wrong(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> str:
+    try:
+        return difference(capture(small, inputs), wanted)
+    except CaptureError as error:
+        return str(error)
+
+
+def _cut_copy(model: torch.nn.Module, groups: Groups, removed: Removed) -> torch.nn.Module:
+    """A copy that holds cut parameters; the whole ones are never copied."""
+    cuts = groups.cuts(removed)
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            cut = cuts.get(name)
+            made = cut_tensor(tensor.detach(), cut) if cut is not None else tensor.detach().clone()
+            memo[id(tensor)] = (
+                torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
+            )
+    small = copy.deepcopy(model, memo)
+    for module in small.modules():
+        weight = getattr(module, "weight", None)
+        for name, dim in SHAPES.items():
+            if isinstance(weight, torch.Tensor) and isinstance(getattr(module, name, None), int):
+                setattr(module, name, weight.shape[dim])
+    return small
+
+
+def _mend_eps(small: torch.nn.Module, groups: Groups, removed: Removed) -> None:
+    """A norm over fewer gets eps·n/n' in its own module."""
+    before = {norm.weight: norm.eps for norm in groups.norms}
+    for weight, eps in groups.eps(removed).items():
+        module = small.get_submodule(weight.rpartition(".")[0])
+        for name, value in vars(module).items():
+            if isinstance(value, float) and value == before[weight] != eps:
+                setattr(module, name, eps)
+
+
+def _settings(
+    model: torch.nn.Module, graph: Graph, wanted: Graph, with_config: bool
+) -> tuple[list[Setting], list[list[list[Setting]]]]:
+    """Settings that leave no doubt, and for each of the others its choices, each a list of settings."""
+    moved: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    shapes, small = ({value.name: value.shape for value in g.values()} for g in (graph, wanted))
+    for before, after in zip(graph.nodes, wanted.nodes, strict=True):
+        row = TABLE.get(before.op)
+        if row is not None and row.sizes is not None:
+            olds, news = _flat(spelled_out(before, shapes)), _flat(spelled_out(after, small))
+            for old, new in zip(olds, news, strict=True):
+                moved[before.module][old].add(new)
+    sure: list[Setting] = []
+    choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
+    for path, numbers in moved.items():
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue
+        for name, value, of_config in _attributes(module, with_config):
+            options = _options(value, numbers)
+            if len(options) == 1 and options[0] != value:
+                sure.append(Setting(path, name, of_config, options[0]))
+            elif len(options) > 1:
+                # Modules of one class with the same choice before them choose alike; first to change, then to stay.
+                alike = choices.setdefault((type(module), name, of_config, value, tuple(options)), {})
+                for option in sorted(options, key=lambda o: o == value):
+                    alike.setdefault(option, []).append(Setting(path, name, of_config, option))
+    return sure, [list(alike.values()) for alike in choices.values()]
+
+
+def _options(value: Any, numbers: Mapping[int, set[int]]) -> list[Any]:
+    """What an attribute may become: each of its numbers by itself."""
+    if isinstance(value, int):
+        return sorted(numbers.get(value, {value}))
+    return [type(value)(one) for one in itertools.product(*(sorted(numbers.get(v, {v})) for v in value))][:TRIES]
+
+
+def _attributes(module: torch.nn.Module, with_config: bool) -> Iterator[tuple[str, Any, bool]]:
+    """Whole numbers, and short runs of them, that a module or its config holds."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and _whole(value):
+            yield name, value, False
+    config = getattr(module, "config", None)
+    if with_config and isinstance(config, PreTrainedConfig):
+        for name, value in vars(config).items():
+            if not name.startswith("_") and _whole(value):
+                yield name, value, True
+
+
+def _whole(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return 0 < len(value) <= 4 and all(_whole(v) and isinstance(v, int) for v in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _flat(argument: Argument) -> list[int]:
+    if isinstance(argument, tuple):
+        return [number for part in argument for number in _flat(part)]
+    return [argument] if isinstance(argument, int) and not isinstance(argument, bool) and argument > 0 else []
+
+
+def _set(model: torch.nn.Module, setting: Setting) -> None:
+    owner: Any = model.get_submodule(setting.module)
+    if setting.of_config:
+        # Its own copy: other layers may keep other widths.
+        owner.config = copy.copy(owner.config)
+        owner = owner.config
+    setattr(owner, setting.name, setting.value)

@@ -1,0 +1,118 @@
+"""Whether two graphs are the same program: the check that a rebuilt class computes what was planned.
+
+Compared are operators, numbers, shapes and dataflow, in order. Not compared: names, modules, devices, element types and
+casts (a twin may be built in another dtype), and operators that only add or take away dims of size 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from lorashear_ir.graph import Argument, Graph, Node, Ref
+from lorashear_ir.ops import TABLE, where
+
+CASTS = frozenset("to _to_copy float type_as clone contiguous detach alias".split())
+RESHAPES = frozenset("view reshape _unsafe_view unsqueeze squeeze expand flatten expand_as".split())
+DTYPES = frozenset("f32 f16 bf16 f64 i64 i32 i16 i8 u8 bool c64".split())
+HUGE = 1e30  # the smallest number of a dtype, as a mask: another dtype has another
+
+
+@dataclass(frozen=True)
+class Line:
+    """A node without its names."""
+
+    op: str
+    arguments: tuple[object, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    place: str  # for the message
+
+
+def difference(found: Graph, wanted: Graph) -> str:
+    """The first difference in words; empty where the two are the same program."""
+    for mine, theirs in itertools.zip_longest(_lines(found), _lines(wanted)):
+        if mine is None or theirs is None:
+            return f"one program ends where the other has {(mine or theirs).place}"  # type: ignore[union-attr]
+        if (mine.op, mine.arguments, mine.shapes) != (theirs.op, theirs.arguments, theirs.shapes):
+            return f"{theirs.place} has {_say(mine)} instead of {_say(theirs)}"
+    return ""
+
+
+def _say(line: Line) -> str:
+    return f"{line.op}{line.arguments} → {list(line.shapes)}"
+
+
+def _lines(graph: Graph) -> list[Line]:
+    numbers: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {value.name: value.shape for value in graph.values()}
+    lines: list[Line] = []
+    count = itertools.count()
+    for source in graph.sources:
+        numbers[source.value.name] = next(count)
+        path = "" if source.role == "constant" else source.path
+        lines.append(Line(source.role, (path,), (source.value.shape,), source.path))
+    for node in graph.nodes:
+        first = next(node.references(), None)
+        if first is not None and _same_elements(node, shapes[first]):
+            numbers[node.outputs[0].name] = numbers[first]
+            continue
+        arguments = tuple(_argument(a, numbers) for a in spelled_out(node, shapes))
+        for value in node.outputs:
+            numbers[value.name] = next(count)
+        lines.append(Line(_op(node.op), arguments, tuple(v.shape for v in node.outputs), where(node)))
+    lines.append(Line("return", tuple(numbers[name] for name in graph.outputs), (), "the result"))
+    return lines
+
+
+def _op(name: str) -> str:
+    return (
+        "view"
+        if name in ("reshape", "_unsafe_view", "flatten")
+        else "split_with_sizes"
+        if name in ("split", "chunk")
+        else name
+    )
+
+
+def _same_elements(node: Node, source: tuple[int, ...]) -> bool:
+    """A cast, or a reshape that moves only dims of size 1."""
+    if node.op in CASTS:
+        return True
+    return node.op in RESHAPES and [s for s in source if s != 1] == [s for s in node.outputs[0].shape if s != 1]
+
+
+def spelled_out(node: Node, shapes: dict[str, tuple[int, ...]]) -> tuple[Argument, ...]:
+    """The arguments with sizes spelled out: −1 and open ends replaced by what they stand for."""
+    row = TABLE.get(node.op)
+    if row is None or row.sizes is None or not node.outputs:
+        return node.arguments
+    if node.op in ("view", "reshape", "_unsafe_view", "expand", "broadcast_to"):
+        return (node.arguments[0], node.outputs[0].shape)
+    if node.op in ("split", "split_with_sizes", "chunk"):
+        along = node.arguments[2] if len(node.arguments) > 2 else 0
+        assert isinstance(along, int) and isinstance(node.arguments[0], Ref)
+        along %= len(shapes[node.arguments[0].name])
+        return (node.arguments[0], tuple(v.shape[along] for v in node.outputs), along)
+    if node.op == "slice":
+        return _slice(node, shapes)
+    return node.arguments
+
+
+def _slice(node: Node, shapes: dict[str, tuple[int, ...]]) -> tuple[Argument, ...]:
+    source, along, start, _, step = (*node.arguments, *(None, 0, None, None, 1)[len(node.arguments) :])
+    assert isinstance(source, Ref) and isinstance(along, int)
+    shape = shapes[source.name]
+    along %= len(shape)
+    begin = start if isinstance(start, int) else 0
+    begin = max(0, begin + shape[along]) if begin < 0 else min(begin, shape[along])
+    return (source, along, begin, node.outputs[0].shape[along], step)
+
+
+def _argument(value: Argument, numbers: dict[str, int]) -> object:
+    if isinstance(value, Ref):
+        return f"%{numbers[value.name]}"
+    if isinstance(value, tuple):
+        return tuple(_argument(v, numbers) for v in value)
+    if isinstance(value, float) and abs(value) > HUGE:
+        return HUGE if value > 0 else -HUGE
+    return None if isinstance(value, str) and value in DTYPES else value
