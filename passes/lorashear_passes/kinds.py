@@ -25,9 +25,11 @@ from lorashear_passes.neutral import routed
 
 ORDER = ("expert", "query", "head", "channel", "hidden", "rank", "latent", "ffn", "state")
 COPIES = frozenset(
-    "to _to_copy clone contiguous view reshape transpose t permute unsqueeze squeeze expand slice select split "
+    "to _to_copy clone contiguous view reshape transpose t permute unsqueeze squeeze slice select split "
     "split_with_sizes chunk index type_as numpy_T".split()
 )
+REPEATS = frozenset("expand repeat repeat_interleave".split())
+MOVES = COPIES | REPEATS
 SOFTMAX = frozenset("softmax _softmax".split())
 
 
@@ -92,20 +94,18 @@ class _Marks:
         outputs = [value.name for value in node.outputs]
         if not inputs or not outputs:
             return
-        if node.op in COPIES:
+        if node.op in MOVES:
             for name in outputs:
                 self.origin[name] = self.origin.get(inputs[0], inputs[0])
             if inputs[0] in self.weights:
                 self.weights.update(outputs)
         if node.op == "embedding":
             self._mark("hidden", self.dims[inputs[0]][1:])
-        elif node.op in ("expand", "repeat", "repeat_interleave"):
-            before = {axis for d in self.dims[inputs[0]] for axis in axes_of(d)}
-            self.repeated |= {axis for d in self.dims[outputs[0]] for axis in axes_of(d)} - before
         elif node.op == "scaled_dot_product_attention":
             q, k, v = (self.dims[name] for name in inputs[:3])
             self._mark("head", q[-3:-2])
             self.repeated |= set(axes_of(q[-3])) - set(axes_of(k[-3]))
+            self._values(inputs[2])
             self._mark("channel", (q[-1], v[-1]))
         elif node.op in SOFTMAX:
             self._softmax(inputs[0], outputs[0])
@@ -125,6 +125,15 @@ class _Marks:
         if name is not None:
             self.found["channel"] |= self.scores[name]
 
+    def _values(self, name: str) -> None:
+        """Axes along which the values of an attention are copies of each other."""
+        while (node := self.made_by.get(name)) is not None and node.op in MOVES:
+            source = next(node.references())
+            if node.op in REPEATS:
+                before = {axis for d in self.dims[source] for axis in axes_of(d)}
+                self.repeated |= {axis for d in self.dims[name] for axis in axes_of(d)} - before
+            name = source
+
     def _product(self, node: Node, inputs: list[str], output: str) -> None:
         summed = {a for name in inputs for d in self.dims[name] for a in axes_of(d)}
         summed -= {a for d in self.dims[output] for a in axes_of(d)}
@@ -133,6 +142,8 @@ class _Marks:
             self.scores[output] = summed
             if self.attended & {self.origin.get(name, name) for name in inputs}:
                 self._mark("channel", self.dims[output][-1:])
+                for name in inputs:
+                    self._values(name)
             self.found["state"] |= summed
             return
         self.linear.add(output)

@@ -6,15 +6,16 @@ Both start from the same `torch.export` program, so that they show the theorem o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lorashear_ir.axes import axes_of
+from lorashear_ir.axes import axes_of, product
 from lorashear_ir.graph import Argument, Graph, Node, Ref
-from lorashear_ir.groups import Groups, Selection, TensorCut
+from lorashear_ir.groups import Groups, Selection, TensorCut, block_axes
 from lorashear_ir.ops.base import argument
 from lorashear_ir.ops.index import chosen_axes
 from lorashear_passes.capture import export, translate
@@ -81,10 +82,11 @@ def neutralised(program: Program, groups: Groups, removed: Removed) -> torch.fx.
     chosen = {axis for dim in routed(program.graph, dims) for axis in axes_of(dim)} & {
         groups[name].axis for name, indices in removed.items() if indices
     }
+    blocks = {axis for name in removed if groups[name].blocks > 1 for axis in block_axes(groups[name])}
     masks = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.op in SELECTS}
     for fx_node in list(module.graph.nodes) if chosen else ():
         if fx_node.op == "call_function" and fx_node.name in masks:
-            _hide(module, fx_node, masks[fx_node.name], dims, selection, chosen)
+            _hide(module, fx_node, masks[fx_node.name], dims, selection, chosen, blocks)
     module.recompile()
     return module
 
@@ -157,6 +159,7 @@ def _hide(
     dims: Mapping[str, tuple[Any, ...]],
     selection: Selection,
     chosen: set[Any],
+    blocks: set[Any],
 ) -> None:
     """−∞ at the removed indices of the scores that an operator compares."""
     source = node.arguments[0]
@@ -169,10 +172,14 @@ def _hide(
         dim = dims[source.name][place]
         if not chosen & set(axes_of(dim)):
             continue
-        mask = torch.ones(dim.size, dtype=torch.bool)
-        mask[selection.kept(dim)] = False
+        # Which index of a block goes depends on the block, which may be a dim further left.
+        first = min([place, *(i for i, d in enumerate(dims[source.name]) if blocks & set(axes_of(d)))])
+        together = dims[source.name][first : place + 1]
+        mask = torch.ones(math.prod(d.size for d in together), dtype=torch.bool)
+        mask[selection.kept(product(together))] = False
         name = f"hidden_{fx_node.name}_{place}"
-        module.register_buffer(name, mask.reshape(-1, *[1] * (len(dims[source.name]) - 1 - place)), persistent=False)
+        shape = [*(d.size for d in together), *[1] * (len(dims[source.name]) - 1 - place)]
+        module.register_buffer(name, mask.reshape(shape), persistent=False)
         with module.graph.inserting_before(fx_node):
             where = module.graph.get_attr(name)
             hidden = module.graph.call_function(
