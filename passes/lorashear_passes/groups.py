@@ -49,7 +49,7 @@ def group(graph: Graph) -> Groups:
                 dims=dims,
             )
         )
-    return Groups(groups, tensors, graph.norms, dict(graph.tied))
+    return Groups(groups, tensors, graph.norms, dict(graph.tied), graph)
 
 
 def _blocks(axis: Axis, dims: tuple[Dim, ...]) -> int:
