@@ -109,29 +109,29 @@ def compile_(
 
 
 @app.command()
-def groups(model: Model, as_json: AsJson = False, trust_remote_code: Remote = False) -> None:
+def groups(
+    model: Model,
+    as_operators: Annotated[
+        bool, typer.Option("--operators", help="each operator with all groups it stands in")
+    ] = False,
+    graph: Annotated[Path | None, typer.Option(help="dependency graph to write: FILE.graphml or FILE.dot")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the graph's file")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: Remote = False,
+) -> None:
     """The node groups: name, kind, structures, weights each, prunable or the reason."""
+    from lorashear import graphs, report
     from lorashear.models import groups as groups_of
-    from lorashear.report import table
 
+    if graph:
+        graphs.check_target(graph, overwrite=overwrite)
     found = groups_of(model, trust_remote_code=trust_remote_code)
+    if graph:
+        graphs.write(found.graph(), graph, overwrite=overwrite)
     if as_json:
-        rows = [
-            {
-                "name": g.name,
-                "kind": g.kind,
-                "size": g.size,
-                "blocks": g.blocks,
-                "parameters": g.parameters,
-                "prunable": g.prunable,
-                "reason": g.reason,
-                "slots": [list(slot) for slot in g.slots],
-            }
-            for g in found.values()
-        ]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(report.operator_rows(found) if as_operators else report.group_rows(found), indent=2))
     else:
-        print(table(found))
+        print(report.operator_table(found) if as_operators else report.table(found))
 
 
 @app.command()

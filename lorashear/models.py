@@ -121,4 +121,4 @@ def expressible(found: Groups, config: PreTrainedConfig) -> Groups:
             verdicts[family] = "" if fits else f"no field of {type(config).__name__} sets this width alone"
         reason = each.reason or verdicts.get(family, "")
         result.append(replace(each, prunable=not reason, reason=reason))
-    return Groups(result, found.tensors, found.norms, found.tied)
+    return Groups(result, found.tensors, found.norms, found.tied, found.typed)

@@ -1,4 +1,4 @@
-"""A result folder appears whole or not at all: work goes to a hidden folder beside it, renamed at the end."""
+"""A result appears whole or not at all: work goes to a hidden folder or file beside it, renamed at the end."""
 
 import os
 import secrets
@@ -66,6 +66,40 @@ def output_folder(target: Path, *, source: Path | None, overwrite: bool, bytes_n
         shutil.rmtree(old, ignore_errors=True)
         if old.exists():
             warnings.warn(f"'{target}' is written, but the folder it replaced is still at '{old}'", stacklevel=3)
+
+
+def check_file(target: Path, *, overwrite: bool) -> None:
+    """Whether a file can be written to `target`; for asking early.
+
+    Raises LorashearError if it exists and may not be overwritten, or if no file can be made there.
+    """
+    target = target.expanduser().resolve()
+    if target.is_dir():
+        raise LorashearError(f"the output '{target}' is a folder; choose a file")
+    if target.exists() and not overwrite:
+        raise LorashearError(f"the output file '{target}' exists; choose another one or pass --overwrite")
+    if not target.parent.is_dir():
+        raise LorashearError(f"no output file can be made at '{target}': '{target.parent}' is no folder")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise LorashearError(f"no output file can be made at '{target}': '{target.parent}' is not writable")
+
+
+@contextmanager
+def output_file(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yields a hidden path on the target's disk; the file written there becomes `target` when the block ends well.
+
+    Raises LorashearError as `check_file` does, before the block runs.
+    """
+    check_file(target, overwrite=overwrite)
+    target = target.expanduser().resolve()
+    work = _hidden_beside(target)
+    try:
+        yield work
+        check_file(target, overwrite=overwrite)  # it may have been made meanwhile
+        work.replace(target)
+    finally:
+        work.unlink(missing_ok=True)
+    _flush(target.parent)
 
 
 def _swap_in(work: Path, target: Path) -> Path | None:

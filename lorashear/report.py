@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lorashear_ir.groups import Groups
@@ -74,7 +75,49 @@ def table(groups: Groups) -> str:
     rows += [
         (g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return _columns(rows, "<<>>")
+
+
+def operator_table(groups: Groups) -> str:
+    """The operators that meet weights as lines: module, operator, the types of its weights, all groups it stands in."""
+    rows = [("module", "operator", "weights", "groups")]
+    for each in groups.operators():
+        types = (f"{name.removeprefix(each.module + '.')} {type_}" for name, type_ in each.weights.items())
+        rows.append((each.module, each.op, ", ".join(types), ", ".join(each.groups)))
+    return _columns(rows, "<<<")
+
+
+def _columns(rows: Sequence[Sequence[str]], sides: str) -> str:
+    """Rows as lines; every column but the last as wide as its widest cell, text at the left ("<") or right (">")."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(sides))]
     return "\n".join(
-        f"{r[0]:{widths[0]}}  {r[1]:{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]}" for r in rows
+        "  ".join([*(f"{c:{side}{width}}" for c, side, width in zip(row, sides, widths, strict=False)), row[-1]])
+        for row in rows
     )
+
+
+def group_rows(groups: Groups) -> list[dict[str, Any]]:
+    """The groups for machines; ``operators`` are the modules whose operators meet weights and stand in the group."""
+    modules: dict[str, dict[str, None]] = {name: {} for name in groups}
+    for each in groups.operators():
+        for name in each.groups:
+            modules[name][each.module] = None
+    return [
+        {
+            "name": g.name,
+            "kind": g.kind,
+            "size": g.size,
+            "blocks": g.blocks,
+            "parameters": g.parameters,
+            "prunable": g.prunable,
+            "reason": g.reason,
+            "slots": [list(slot) for slot in g.slots],
+            "operators": list(modules[g.name]),
+        }
+        for g in groups.values()
+    ]
+
+
+def operator_rows(groups: Groups) -> list[dict[str, Any]]:
+    """The operators that meet weights, for machines: the type of each weight and all groups it stands in."""
+    return [asdict(each) for each in groups.operators()]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lorashear_ir.axes import Axis, Dim, Product, axes_of, size_with
-from lorashear_ir.graph import Norm
+from lorashear_ir.graph import Graph, Norm
+from lorashear_ir.operators import Operator, operators
+
+if TYPE_CHECKING:
+    import networkx
 
 
 class SelectionError(ValueError):
@@ -126,9 +131,10 @@ class Groups(Mapping[str, Group]):
         tensors: Mapping[str, tuple[Dim, ...]],
         norms: Collection[Norm],
         tied: Mapping[str, str],
+        typed: Graph | None = None,
     ) -> None:
         self._groups = {group.name: group for group in groups}
-        self.tensors, self.norms, self.tied = tensors, tuple(norms), tied
+        self.tensors, self.norms, self.tied, self.typed = tensors, tuple(norms), tied, typed
 
     def __getitem__(self, name: str) -> Group:
         if name not in self._groups:
@@ -144,7 +150,33 @@ class Groups(Mapping[str, Group]):
     def only(self, kinds: Collection[str]) -> Groups:
         """The prunable groups of some kinds; `count` still counts the whole model."""
         chosen = [group for group in self.values() if group.prunable and group.kind in kinds]
-        return Groups(chosen, self.tensors, self.norms, self.tied)
+        return Groups(chosen, self.tensors, self.norms, self.tied, self.typed)
+
+    def operators(self) -> tuple[Operator, ...]:
+        """Every operator that meets weights, with all groups that it stands in, in the order of the program."""
+        return tuple(operators(self._program(), {group.axis: group.name for group in self.values()}))
+
+    def graph(self) -> networkx.MultiDiGraph[str]:
+        """The dependency graph, as networkx; every attribute is a number, a truth value or text.
+
+        Nodes: weights under their parameter names (``role`` "weight"; ``path``, ``dtype``, ``shape``, ``type``),
+        operators under the names of their first results as in the text of the graph, ``%linear_3`` (``role``
+        "operator"; ``op``, ``module``, ``type``), and what else the program is given ("buffer", "constant", "input").
+        Each has a ``label`` and ``groups``, all that it stands in, joined by ", ".
+
+        Edges: one for each axis along which a value flows into an operator (``axis``, ``kind``, ``size``, ``group``,
+        ``prunable``, ``reason``), of the axes that weights have; a value that has none flows along one edge whose
+        ``axis`` is empty. The edges of a group and the nodes they touch are the part of the program that ties its
+        weights together.
+        """
+        from lorashear_ir.network import network
+
+        return network(self._program(), self)
+
+    def _program(self) -> Graph:
+        if self.typed is None:
+            raise ValueError("these groups were made without their typed graph")
+        return self.typed
 
     def count(self, widths: Mapping[str, int] | None = None) -> int:
         """The number of parameters, tied ones once, with group ``name`` left at ``widths[name]`` indices of its axis.

@@ -50,7 +50,7 @@ def group(graph: Graph) -> Groups:
                 least=info.least,
             )
         )
-    return Groups(groups, tensors, graph.norms, dict(graph.tied))
+    return Groups(groups, tensors, graph.norms, dict(graph.tied), graph)
 
 
 def _blocks(axis: Axis, dims: tuple[Dim, ...]) -> int:
