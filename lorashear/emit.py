@@ -20,7 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTra
 from lorashear.errors import LorashearError
 from lorashear.modeling_lorashear_llama import LorashearLlamaConfig, LorashearLlamaForCausalLM
 from lorashear_ir.axes import Product, axes_of, size_with
+from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
+from lorashear_passes.capture import CaptureError, capture
+from lorashear_passes.resize import resize
+from lorashear_passes.same import difference
 
 # So that per-layer results load here by the usual calls, without running the code that lies in their folder.
 AutoConfig.register("lorashear_llama", LorashearLlamaConfig, exist_ok=True)
@@ -44,12 +48,37 @@ def emission(config: PreTrainedConfig, groups: Groups, removed: Removed) -> Emis
     Raises:
         LorashearError: no class at hand can express the widths; the sentence says which.
     """
+    fields, reason = solve(config, groups, removed)
+    if fields is None:
+        raise LorashearError(f"{reason}; prune the same number in every layer, or another kind")
+    return fields
+
+
+def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
+    """The config, or None and why none will do: shapes that agree are not enough, the class must compute the same."""
     fields = fields_for(config, groups, removed, one_layer=False)
     if fields is None:
-        raise LorashearError(
-            f"no config can express these widths: {_describe(groups, removed)}; prune the same number in every layer, or another kind"
-        )
-    return fields
+        return None, f"no config can express these widths: {_describe(groups, removed)}"
+    assert groups.typed is not None, "groups of a captured model have its graph"
+    wanted = resize(groups.typed, groups.selection(removed), groups.eps(removed))
+    twin = build(fields.config, "meta").eval()
+    try:
+        wrong = difference(capture(twin, like(groups.typed)), wanted)
+    except CaptureError as error:
+        wrong = str(error)
+    if wrong:
+        return None, f"a config with these widths computes something else: {wrong}"
+    return fields, ""
+
+
+def like(graph: Graph) -> dict[str, Any]:
+    """Inputs of the shapes that a language model's graph was captured with."""
+    made: dict[str, Any] = {
+        source.path: torch.zeros(source.value.shape, dtype=torch.long, device="meta")
+        for source in graph.sources
+        if source.role == "input"
+    }
+    return {**made, "use_cache": False}
 
 
 def fields_for(config: PreTrainedConfig, groups: Groups, removed: Removed, *, one_layer: bool) -> Emission | None:
@@ -167,7 +196,8 @@ def _fits(config: PreTrainedConfig, wanted: Shapes, one_layer: bool) -> bool:
         model = build(config, "meta")
     except Exception:  # as above: a class that cannot be built does not fit
         return False
-    built = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    stored = model.state_dict()
+    built = {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers()) if n in stored}
     return all(wanted.get(name) == shape for name, shape in built.items()) and (one_layer or len(built) == len(wanted))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from lorashear import checkpoint, emit
 from lorashear.errors import LorashearError
+from lorashear.rebuild import rebuilt
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -19,6 +22,8 @@ from lorashear_passes.groups import group
 from lorashear_passes.infer import infer
 
 Model = str | Path | torch.nn.Module
+Inputs = Mapping[str, Any] | Sequence[Any] | torch.Tensor
+"""Arguments of a forward: by name, in order, or the only one."""
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -71,12 +76,41 @@ def example_inputs(module: torch.nn.Module) -> dict[str, Any]:
     return {"input_ids": torch.zeros(2, 5, dtype=torch.long, device=device), "use_cache": False}
 
 
-def trace(model: Model, inputs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> Graph:
+def keywords(module: torch.nn.Module, inputs: Inputs | None = None) -> dict[str, Any]:
+    """Inputs by the names of the forward's arguments, on the module's device.
+
+    Raises:
+        LorashearError: the module needs inputs, or other ones.
+    """
+    if inputs is None and not isinstance(getattr(module, "config", None), PreTrainedConfig):
+        raise LorashearError(f"{type(module).__name__} is no transformers model: pass inputs, its forward's arguments")
+    if inputs is None:
+        return example_inputs(module)
+    if not isinstance(inputs, Mapping):
+        given = inputs if isinstance(inputs, tuple | list) else (inputs,)
+        try:
+            inputs = inspect.signature(module.forward).bind(*given).arguments
+        except TypeError as error:
+            raise LorashearError(f"{type(module).__name__} cannot be called with these inputs: {error}") from error
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
+def emptied(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy on the meta device: every shape and no weight."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = torch.nn.Parameter(empty) if isinstance(tensor, torch.nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Graph:
     """The typed graph of a model. ``str(graph)`` is its text form, and `lorashear.parse` reads that back.
 
     Args:
         model: a folder or hub id (traced from its config, without weights), or a module.
-        inputs: keyword arguments of its forward; needed for a module that is no transformers model.
+        inputs: arguments of its forward (by name, in order, or the only one); needed for a module that is no transformers model.
 
     Raises:
         LorashearError: no such model, inputs missing, or the model cannot be traced.
@@ -84,32 +118,45 @@ def trace(model: Model, inputs: Mapping[str, Any] | None = None, *, trust_remote
     return infer(captured(as_module(model, trust_remote_code=trust_remote_code), inputs))
 
 
-def captured(module: torch.nn.Module, inputs: Mapping[str, Any] | None = None) -> Graph:
+def captured(module: torch.nn.Module, inputs: Inputs | None = None) -> Graph:
     """The graph of a module before inference."""
-    if inputs is None and not hasattr(module, "config"):
-        raise LorashearError(f"{type(module).__name__} is no transformers model: pass inputs, its forward's arguments")
     try:
-        return capture(module, inputs if inputs is not None else example_inputs(module))
+        return capture(module, keywords(module, inputs))
     except CaptureError as error:
         raise LorashearError(str(error)) from error
 
 
-def groups(model: Model | Graph, inputs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> Groups:
+def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Groups:
     """The node groups of a model or graph, by name.
 
-    A group is prunable if removing one of its structures is exact and, for a model with a config, if some config can
-    express the result.
+    A group is prunable if removing one of its structures is exact and, for a model with a config, if its class can take
+    the width.
     """
     if isinstance(model, Graph):
         return group(model)
     module = as_module(model, trust_remote_code=trust_remote_code)
-    found = group(trace(module, inputs))
+    found = analysed(module, inputs)
     config = getattr(module, "config", None)
-    return expressible(found, config) if isinstance(config, PreTrainedConfig) else found
+    return expressible(found, config, module, inputs) if isinstance(config, PreTrainedConfig) else found
 
 
-def expressible(found: Groups, config: PreTrainedConfig) -> Groups:
-    """The groups, those not prunable that no config of this class could express, with the reason."""
+def analysed(module: torch.nn.Module, inputs: Inputs | None = None) -> Groups:
+    """The node groups of a module, whether or not its class can take other widths."""
+    return group(infer(captured(module, inputs)))
+
+
+def expressible(
+    found: Groups,
+    config: PreTrainedConfig,
+    module: torch.nn.Module | None = None,
+    inputs: Inputs | None = None,
+) -> Groups:
+    """The groups, those not prunable that the class cannot take at other widths, with the reason.
+
+    Without ``module`` a config must say the widths, so that the result can be written; with it a copy of the module whose
+    attributes are set is enough.
+    """
+    hollow = None
     verdicts: dict[tuple[str, int], str] = {}
     result = []
     for each in found.values():
@@ -118,6 +165,9 @@ def expressible(found: Groups, config: PreTrainedConfig) -> Groups:
             members = [g for g in found.values() if (g.kind, g.size) == family and g.prunable]
             removed = {g.name: [block * g.axis.size for block in range(g.blocks)] for g in members}
             fits = emit.fields_for(config, found, removed, one_layer=True) is not None
+            if not fits and module is not None and found.typed is not None:
+                hollow = hollow or emptied(module)
+                fits = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))[0] is not None
             verdicts[family] = "" if fits else f"no field of {type(config).__name__} sets this width alone"
         reason = each.reason or verdicts.get(family, "")
         result.append(replace(each, prunable=not reason, reason=reason))

@@ -1,36 +1,39 @@
-"""`prune`: chosen structures go, in memory, and a new module comes back; the given one is not touched."""
+"""`prune`: chosen structures go, in memory, and a new module comes back; the given one is not touched.
+
+Three ways, the plainest that is exact: the model's own class from a changed config; a copy of the model whose modules are
+set to other widths (`rebuild.py`); for a module without a config, its captured program with the sizes rewritten.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from lorashear import emit, models
 from lorashear.errors import LorashearError
-from lorashear_ir.groups import Groups, SelectionError, TensorCut
+from lorashear.rebuild import rebuilt
+from lorashear_ir.groups import Groups, SelectionError
+from lorashear_passes.capture import CaptureError
+from lorashear_passes.program import cut_tensor, record, sliced, zeroed
+
+Removed = Mapping[str, Collection[int]]
 
 
-def cut_tensor(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
-    """What is left of a tensor: a copy."""
-    for dim, kept in cut.keep.items():
-        tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
-    if cut.scale == 1.0:
-        return tensor.clone()
-    return ((tensor.double() + cut.offset) * cut.scale - cut.offset).to(tensor.dtype)
-
-
-def prune(model: models.Model, removed: Mapping[str, Collection[int]]) -> torch.nn.Module:
+def prune(model: models.Model, removed: Removed, inputs: models.Inputs | None = None) -> torch.nn.Module:
     """A smaller model with the same forward signature.
 
     Args:
-        model: a folder, hub id or transformers model.
+        model: a folder, hub id, transformers or PEFT model, or any module.
         removed: structures to remove by group name (`lorashear.groups` lists them).
+        inputs: what its forward is called with; needed for a module that is no language model of transformers. A module
+            without a config comes back as a `torch.fx.GraphModule`, for inputs of the same shapes.
 
     Raises:
-        LorashearError: an unknown or frozen group, a choice that no model can be made of, or a module without a
-            config.
+        LorashearError: an unknown or frozen group, a choice that no model can be made of, or a module that cannot be
+            traced.
     """
     if not isinstance(model, torch.nn.Module):
         from lorashear.checkpoint import resolve
@@ -39,20 +42,38 @@ def prune(model: models.Model, removed: Mapping[str, Collection[int]]) -> torch.
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
-        raise LorashearError(f"{type(model).__name__} has no config; prune takes transformers models")
-    return pruned(model, config, models.groups(model), removed)
+        return _captured(model, removed, models.keywords(model, inputs))
+    return pruned(model, config, models.analysed(model, inputs), removed, inputs)
 
 
 def pruned(
-    model: torch.nn.Module, config: PreTrainedConfig, groups: Groups, removed: Mapping[str, Collection[int]]
+    model: torch.nn.Module,
+    config: PreTrainedConfig,
+    groups: Groups,
+    removed: Removed,
+    inputs: models.Inputs | None = None,
 ) -> torch.nn.Module:
-    """As `prune`, for groups that are known already."""
+    """As `prune`, for a model with a config, whose groups are known already."""
     try:
-        cuts = groups.cuts(removed)
+        groups.check(removed)
     except SelectionError as error:
         raise LorashearError(str(error)) from error
-    made = emit.emission(config, groups, removed)
+    made, reason = emit.solve(config, groups, removed)
+    if made is not None:
+        return _own_class(model, config, made, groups, removed)
+    assert groups.typed is not None
+    small, wrong = rebuilt(model, groups.typed, groups, removed, models.keywords(model, inputs))
+    if small is None:
+        raise LorashearError(f"{type(model).__name__} cannot take these widths ({reason}): {wrong}")
+    return small
+
+
+def _own_class(
+    model: torch.nn.Module, config: PreTrainedConfig, made: emit.Emission, groups: Groups, removed: Removed
+) -> torch.nn.Module:
+    """The model of the changed config, with what stays of the weights."""
     made.config._attn_implementation = config._attn_implementation
+    cuts = groups.cuts(removed)
     first = next(model.parameters())
     small = emit.build(made.config, "cpu").to(device=first.device, dtype=first.dtype)
     given = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -62,7 +83,9 @@ def pruned(
             parameter.data = cut_tensor(source, cuts[name]) if name in cuts else source.clone()
             parameter.requires_grad_(given[name].requires_grad)
         for name, buffer in small.named_buffers():
-            if name in given and given[name].shape == buffer.shape:
+            if name in cuts:
+                buffer.data = cut_tensor(given[name].detach(), cuts[name])
+            elif name in given and given[name].shape == buffer.shape:
                 buffer.data = given[name].detach().clone()
     generation = getattr(model, "generation_config", None)
     if generation is not None:
@@ -70,12 +93,17 @@ def pruned(
     return small.train(model.training)
 
 
+def _captured(model: torch.nn.Module, removed: Removed, inputs: Mapping[str, Any]) -> torch.nn.Module:
+    try:
+        program = record(model, inputs)
+        return sliced(program, models.group(program.graph), removed)
+    except (CaptureError, SelectionError) as error:
+        raise LorashearError(str(error)) from error
+
+
 def masked(model: torch.nn.Module, groups: Groups, removed: Mapping[str, Collection[int]]) -> None:
     """Set structures to their neutral value, zero, in place: the other side of the theorem."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, cut in groups.cuts(removed).items():
-            tensor = parameters[name]
-            for dim, kept in cut.keep.items():
-                gone = sorted(set(range(tensor.shape[dim])) - set(kept))
-                tensor.index_fill_(dim, torch.tensor(gone, device=tensor.device), 0)
+            parameters[name].copy_(zeroed(parameters[name], cut))

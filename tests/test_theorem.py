@@ -175,7 +175,7 @@ def test_slices_partition_each_slot() -> None:
         ({"model.layers.0.self_attn.query": [0]}, "every block that stays must lose equally many"),
         ({"model.layers.0.self_attn.query": range(8)}, "would lose all"),
         ({"model.layers.0.self_attn.channel": [0]}, "no field of LlamaConfig sets this width alone"),
-        ({"model.embed_tokens.channel": [0]}, "looks its rows up by an index computed from data"),
+        ({"model.embed_tokens.channel": [0]}, "looks it up by an index computed from data"),
     ],
 )
 def test_impossible_selections_are_refused_in_one_sentence(removed: dict[str, list[int]], words: str) -> None:
