@@ -167,7 +167,7 @@ def _whole(value: Any) -> bool:
 def _flat(argument: Argument) -> list[int]:
     if isinstance(argument, tuple):
         return [number for part in argument for number in _flat(part)]
-    return [argument] if isinstance(argument, int) and not isinstance(argument, bool) and argument > 0 else []
+    return [argument] if isinstance(argument, int) and not isinstance(argument, bool) else []
 
 
 def _set(model: torch.nn.Module, setting: Setting) -> None:

@@ -118,7 +118,7 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
     for axis, reason in judge(graph, resolved, {norm.mean for norm in norms}):
         solver.freeze(axis, reason)
     needed = least(graph, resolved)
-    kinds = Kinds(graph, resolved, [found.norm.dim for found in norms])
+    kinds = Kinds(graph, resolved, norms)
     names: dict[str, Axis] = {}
     infos: list[AxisInfo] = []
     for axis, kind in kinds.ordered():

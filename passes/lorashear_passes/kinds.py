@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from lorashear_ir.axes import Axis, Dim, axes_of
-from lorashear_ir.graph import Graph, Node, Ref
+from lorashear_ir.axes import Axis, axes_of
+from lorashear_ir.graph import Graph, Node
 from lorashear_ir.ops import Dims
 from lorashear_ir.ops.contract import CONVOLUTIONS, PRODUCTS
 from lorashear_passes.neutral import routed
+from lorashear_passes.norms import FoundNorm
 
 ORDER = ("expert", "query", "head", "channel", "hidden", "rank", "latent", "ffn", "state")
 COPIES = frozenset(
@@ -36,11 +37,11 @@ SOFTMAX = frozenset("softmax _softmax".split())
 class Kinds:
     """The kind of every axis, and its name: the kind, numbered in the order of the parameters."""
 
-    def __init__(self, graph: Graph, dims: dict[str, Dims], normalised: Iterable[Dim]) -> None:
+    def __init__(self, graph: Graph, dims: dict[str, Dims], norms: Iterable[FoundNorm]) -> None:
         self._kinds: dict[Axis, str] = {}
         names = [s.value.name for s in graph.sources if s.role == "parameter"]
         owned = dict.fromkeys(axis for name in names for dim in dims[name] for axis in axes_of(dim))
-        marks = _Marks(graph, dims, set(owned), normalised).found
+        marks = _Marks(graph, dims, set(owned), norms).found
         for axis in owned:
             self._kinds[axis] = next((kind for kind in ORDER if axis in marks[kind]), "channel")
         seen: set[int] = set()
@@ -67,7 +68,7 @@ class Kinds:
 class _Marks:
     """Axes by kind; an axis may have several marks, of which the first in `ORDER` is its kind."""
 
-    def __init__(self, graph: Graph, dims: dict[str, Dims], owned: set[Axis], normalised: Iterable[Dim]) -> None:
+    def __init__(self, graph: Graph, dims: dict[str, Dims], owned: set[Axis], norms: Iterable[FoundNorm]) -> None:
         self.graph, self.dims, self.owned = graph, dims, owned
         self.found: dict[str, set[Axis]] = {kind: set() for kind in ORDER}
         self.repeated: set[Axis] = set()
@@ -83,14 +84,16 @@ class _Marks:
         self.found["expert"] -= {axis for dim in routed(graph, dims) for axis in list(axes_of(dim))[:-1]}
         for node in graph.nodes:
             self._see(node)
-        self.found["latent"] = {axis for dim in normalised for axis in axes_of(dim)} & self.found["ffn"]
+        for each in norms:
+            if self.origin.get(each.operand, each.operand) in self.linear:
+                self.found["latent"] |= set(axes_of(each.norm.dim)) & self.found["ffn"]
         self.found["query"] = self.found["head"] & self.repeated
         if not self.found["hidden"]:
             most = max(self.sums.values(), default=0)
             self.found["hidden"] = {axis for axis, count in self.sums.items() if count == most and count > 1}
 
     def _see(self, node: Node) -> None:
-        inputs = [a.name for a in node.arguments if isinstance(a, Ref)]
+        inputs = list(dict.fromkeys(node.references()))
         outputs = [value.name for value in node.outputs]
         if not inputs or not outputs:
             return
@@ -111,6 +114,9 @@ class _Marks:
             self._softmax(inputs[0], outputs[0])
         elif node.op in ("add", "add_") and len(inputs) == 2 and not self.weights & set(inputs):
             self.sums.update(axis for axis in axes_of(self.dims[outputs[0]][-1]) if axis in self.owned)
+        elif node.op == "sum":
+            after = {axis for d in self.dims[outputs[0]] for axis in axes_of(d)}
+            self.found["state"] |= {axis for d in self.dims[inputs[0]] for axis in axes_of(d)} - after
         elif node.op in PRODUCTS or node.op in ("matmul", "einsum") or node.op in CONVOLUTIONS:
             self._product(node, inputs, outputs[0])
 

@@ -9,7 +9,7 @@ from lorashear_ir.graph import Graph, Node, Norm, Ref
 from lorashear_ir.ops import Dims
 
 Match = tuple[str, float, float, str]  # weight, offset, eps, result of the operator that adds eps
-CASTS = {"to", "_to_copy", "type_as", "float"}
+CASTS = {"to", "_to_copy", "type_as", "float", "view", "reshape"}  # leave the elements as they are
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class FoundNorm:
     norm: Norm
     mean: str
     eps_node: str
+    operand: str  # what is normalised
 
 
 def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
@@ -36,8 +37,10 @@ def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
             weight, offset, eps, eps_node = match
             squared = node.arguments[0]
             assert isinstance(squared, Ref)
-            found.append(FoundNorm(Norm(dims[squared.name][-1], weight, offset, eps), node.outputs[0].name, eps_node))
-    return found
+            operand = finder.squared(node) or squared.name
+            norm = Norm(dims[squared.name][-1], weight, offset, eps)
+            found.append(FoundNorm(norm, node.outputs[0].name, eps_node, operand))
+    return [each for each in found if finder.only_scales(each.norm.weight, found)]
 
 
 class _Finder:
@@ -49,6 +52,18 @@ class _Finder:
             for name in dict.fromkeys(node.references()):
                 self.users[name].append(node)
 
+    def only_scales(self, weight: str, found: list[FoundNorm]) -> bool:
+        """Whether nothing but norms reads a weight, so that it may be scaled."""
+        readers = 0
+        names = [name for name, path in self.parameters.items() if path == weight]
+        while names:
+            name = names.pop()
+            for user in self.users[name]:
+                passed = user.op in CASTS or (user.op == "add" and len(list(user.references())) == 1)
+                readers += not passed
+                names.extend(value.name for value in user.outputs if passed)
+        return readers == sum(each.norm.weight == weight for each in found)
+
     def from_operator(self, node: Node) -> Match | None:
         weight = node.arguments[2] if len(node.arguments) > 2 else None
         eps = node.arguments[3] if len(node.arguments) > 3 else None
@@ -58,7 +73,7 @@ class _Finder:
 
     def from_mean(self, mean: Node) -> Match | None:
         """Walk mean → + eps → rsqrt → · x → · w; None where a step is missing or a value has other uses."""
-        x = self._squared(mean)
+        x = self.squared(mean)
         if x is None or mean.arguments[1:3] != ((-1,), True):
             return None
         plus = self._only_user(mean, {"add"})
@@ -71,7 +86,7 @@ class _Finder:
         weight = weighted and self._weight(self._other_of(weighted, scaled))
         return weight and plus and (*weight, eps, plus.outputs[0].name)
 
-    def _squared(self, mean: Node) -> str | None:
+    def squared(self, mean: Node) -> str | None:
         """The name of x where the mean is over x²."""
         argument = mean.arguments[0]
         node = self.made_by.get(argument.name) if isinstance(argument, Ref) else None

@@ -1,0 +1,264 @@
+"""The theorem on every family of language model in transformers: `make families` prints the table in docs/families.md.
+
+A family is built tiny from its own config, with every parameter and buffer random. Its groups are found, structures of
+every prunable kind are set to their neutral value and removed, and the two must compute the same. A family that cannot be
+built or traced has its reason in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BertModel, PreTrainedConfig, ViTModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from lorashear.models import example_inputs, groups, keywords
+from lorashear.pruning import prune
+from lorashear_ir.groups import Groups
+from lorashear_passes.groups import group
+from lorashear_passes.program import Program, neutralised, record, sliced
+
+TOLERANCE = 1e-4  # of the largest logit
+
+TOKENS = torch.randint(1, 96, (3, 7), generator=torch.Generator().manual_seed(1))
+
+SMALL: dict[str, Any] = {
+    **{"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-2},
+    **{"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "sliding_window": 4},
+    **{"n_inner": 48, "ffn_dim": 48, "word_embed_proj_dim": 32, "d_ff": 48, "rotary_dim": 4, "ffn_hidden_size": 48},
+    **{"num_kv_heads": 2, "num_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96},
+    **{"d_model": 32, "decoder_layers": 2, "encoder_layers": 2, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48},
+    **{"decoder_attention_heads": 4, "encoder_attention_heads": 4, "query_pre_attn_scalar": 8, "global_head_dim": 8},
+    **{"num_global_key_value_heads": 2, "image_size": 8, "patch_size": 4},
+    # mixtures of experts
+    **{"num_experts_per_tok": 2, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 24, "moe_k": 2},
+    **{"num_shared_experts": 1, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 8),
+    # latent attention
+    **{"kv_lora_rank": 12, "q_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 6},
+    # state-space models and linear attention
+    **{"state_size": 6, "time_step_rank": 4, "n_groups": 2, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 6},
+    **{"mamba_n_groups": 1, "mamba_expand": 2, "linear_num_value_heads": 4, "linear_num_key_heads": 2},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+"""Small values for the fields that configs have; no field is set that a config does not know."""
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2, "n_groups": 1},
+    "jamba": {"num_hidden_layers": 8},
+    "zamba2": {"num_hidden_layers": 6, "layer_types": ["linear_attention", "hybrid"] * 3},
+    "dbrx": {"ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 8, "moe_top_k": 2}},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+}
+"""What single families need besides."""
+
+ROPE: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 32},
+    "longrope": {
+        "factor": 2.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 32,
+    },
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+}
+
+NAMED = (
+    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt2 gptj gpt_neox opt bloom falcon stablelm olmo olmo2 "
+    "cohere cohere2 glm granite starcoder2 smollm3 mixtral qwen3_moe gpt_oss deepseek_v3 mamba mamba2 bamba"
+).split()
+
+
+class ConvNet(torch.nn.Module):
+    """A plain convolutional net: grouped and depthwise convolutions, batch norm, a residual, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 12, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(12)
+        self.depthwise = torch.nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.pointwise = torch.nn.Conv2d(12, 16, 1)
+        self.back = torch.nn.Conv2d(16, 12, 1)
+        self.head = torch.nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        y = torch.relu(self.pointwise(self.depthwise(x)))
+        x = torch.nn.functional.max_pool2d(x + self.back(y), 2)
+        return self.head(x.mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family to check: how its model is made, and what it is called with (token ids where None)."""
+
+    name: str
+    make: Callable[[], torch.nn.Module]
+    inputs: Mapping[str, torch.Tensor] | None = None
+
+
+def tiny(family: str, **values: Any) -> PreTrainedConfig:
+    """A small config of a family."""
+    base = AutoConfig.for_model(family)
+    known = set(base.to_dict()) | set(getattr(base, "attribute_map", {}))
+    chosen = {name: value for name, value in SMALL.items() if name in known}
+    if "qk_rope_head_dim" in known:
+        chosen.update(head_dim=chosen["qk_rope_head_dim"], num_key_value_heads=chosen["num_attention_heads"])
+    return type(base)(**{**chosen, **SPECIAL.get(family, {}), **values})
+
+
+def causal(family: str, **values: Any) -> Case:
+    name = family + "".join(f" {value}" for value in values.values() if isinstance(value, str))
+    return Case(name, lambda: AutoModelForCausalLM.from_config(tiny(family, **values)))
+
+
+def rope(kind: str) -> Case:
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, **ROPE[kind]}
+    return Case(
+        f"llama, {kind} RoPE", lambda: AutoModelForCausalLM.from_config(tiny("llama", rope_parameters=parameters))
+    )
+
+
+def falcon(**values: Any) -> Case:
+    name = "falcon, " + ", ".join(f"{key}={value}" for key, value in values.items())
+    return Case(name, lambda: AutoModelForCausalLM.from_config(tiny("falcon", **values)))
+
+
+def cases() -> list[Case]:
+    """The families that the tests hold to the theorem."""
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return [
+        *map(causal, NAMED),
+        *map(rope, ROPE),
+        falcon(new_decoder_architecture=True),
+        falcon(multi_query=False),
+        falcon(alibi=True),
+        Case("llama, eager", lambda: AutoModelForCausalLM.from_config(tiny("llama"), attn_implementation="eager")),
+        Case("bert", lambda: BertModel(tiny("bert")), {"input_ids": TOKENS}),
+        Case("vit", lambda: ViTModel(tiny("vit")), {"pixel_values": images}),
+        Case("convolutional net", ConvNet, {"x": images}),
+    ]
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Every parameter and buffer random: no bias is zero, no norm is one."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.1)
+        for buffer in model.buffers():
+            if buffer.dtype.is_floating_point:
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.5 + 0.1)
+    return model.float().eval()
+
+
+def choose(found: Groups, kinds: set[str], seed: int) -> dict[str, list[int]]:
+    """A random plan: the same number from every group of a kind and size, at random places."""
+    rng = random.Random(seed)
+    removed: dict[str, list[int]] = {}
+    takes: dict[tuple[str, int], int] = {}
+    for name, each in found.items():
+        most = each.axis.size - max(each.least, 1)
+        if each.kind in kinds and each.prunable and most > 0:
+            take = takes.setdefault((each.kind, each.axis.size), rng.randint(1, most))
+            removed[name] = [
+                block * each.axis.size + i
+                for block in range(each.blocks)
+                for i in rng.sample(range(each.axis.size), take)
+            ]
+    return removed
+
+
+def run(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    with torch.inference_mode():
+        result = model(**inputs)
+    return (
+        result if isinstance(result, torch.Tensor) else next(v for v in result.values() if isinstance(v, torch.Tensor))
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What zeroing and removing structures of some kinds gave, relative to the largest logit."""
+
+    kinds: str
+    difference: float
+    moved: float  # by how much the zeroed model differs from the dense one
+    same_choice: bool  # the same argmax everywhere
+
+
+def compared(kinds: str, dense: torch.Tensor, want: torch.Tensor, got: torch.Tensor) -> Finding:
+    scale = float(want.abs().max())
+    difference, moved = (float((want - other).abs().max()) / scale for other in (got, dense))
+    return Finding(kinds, difference, moved, bool(torch.equal(want.argmax(-1), got.argmax(-1))))
+
+
+def check(model: torch.nn.Module, program: Program, inputs: Mapping[str, Any]) -> list[Finding]:
+    """Each prunable kind alone in the captured program, then all that the class can take together, by `prune`."""
+    found = group(program.graph)
+    dense = run(model, inputs)
+    findings: list[Finding] = []
+    for kind in sorted({each.kind for each in found.values() if each.prunable}):
+        removed = choose(found, {kind}, seed=len(kind))
+        if removed:
+            want, got = (run(make(program, found, removed), inputs) for make in (neutralised, sliced))
+            findings.append(compared(kind, dense, want, got))
+    able = groups(model, inputs)
+    kinds = {each.kind for each in able.values() if each.prunable}
+    removed = choose(able, kinds, seed=3)
+    if removed:
+        want, got = run(neutralised(program, found, removed), inputs), run(prune(model, removed, inputs), inputs)
+        findings.append(compared("+".join(sorted({able[n].kind for n in removed})), dense, want, got))
+    return findings
+
+
+def row(case: Case) -> str:
+    """One line of the table."""
+    start = time.process_time()
+    try:
+        torch.manual_seed(0)
+        model = randomised(case.make())
+        inputs = case.inputs or {**example_inputs(model), "input_ids": TOKENS}
+        findings = check(model, record(model, keywords(model, inputs)), inputs)
+    except Exception as error:  # whatever a family fails with is what the table is for
+        sentence = next(iter(str(error).strip().splitlines()), "")[:150]
+        return f"| {case.name} | | | | {type(error).__name__}: {sentence} |"
+    alone, together = findings[:-1], findings[-1]
+    worst = max(f.difference for f in findings)
+    wrong = [f.kinds for f in findings if f.difference > TOLERANCE or not f.same_choice]
+    verdict = f"wrong: {', '.join(wrong)}" if wrong else "exact"
+    seconds = time.process_time() - start
+    kinds = ", ".join(f.kinds for f in alone)
+    return f"| {case.name} | {kinds} | {together.kinds.replace('+', ', ')} | {seconds:.1f} | {worst:.0e}, {verdict} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", help="model types of transformers; the tested ones by default")
+    parser.add_argument("--all", action="store_true", help="every causal language model that transformers has")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    chosen = [case for case in cases() if not options.families or case.name in options.families]
+    known = {case.name for case in chosen}
+    extra = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if options.all else options.families
+    print("| family | exact in the program | by its class | CPU seconds | largest difference, or why not |")
+    print("|---|---|---|---:|---|")
+    for case in (*chosen, *(causal(name) for name in extra if name not in known)):
+        print(row(case), flush=True)
+
+
+if __name__ == "__main__":
+    main()
