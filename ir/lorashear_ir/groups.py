@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lorashear_ir.axes import Axis, Dim, Product, axes_of, size_with
+from lorashear_ir.choices import Choice, choices
 from lorashear_ir.graph import Graph, Norm
 from lorashear_ir.operators import Operator, operators
 
@@ -135,6 +136,7 @@ class Groups(Mapping[str, Group]):
     ) -> None:
         self._groups = {group.name: group for group in groups}
         self.tensors, self.norms, self.tied, self.typed = tensors, tuple(norms), tied, typed
+        self._choices: tuple[Choice, ...] | None = None
 
     def __getitem__(self, name: str) -> Group:
         if name not in self._groups:
@@ -212,6 +214,23 @@ class Groups(Mapping[str, Group]):
                 )
             if group.blocks > 1 and indices:
                 self._check_blocks(group, removed, by_axis)
+        self._check_choices(removed)
+
+    def _check_choices(self, removed: Mapping[str, Collection[int]]) -> None:
+        """Axes that are chosen among together leave enough together."""
+        if self._choices is None:
+            dims = {value.name: value.dims or () for value in self.typed.values()} if self.typed else {}
+            self._choices = tuple(choices(self.typed.nodes, dims)) if self.typed else ()
+        if not self._choices:
+            return
+        widths = {self[name].axis.name: width for name, width in self.widths(removed).items()}
+        for choice in self._choices:
+            left = choice.available(widths)
+            if left < choice.count:
+                names = [n for n in removed if removed[n] and self[n].axis in axes_of(choice.dim)]
+                raise SelectionError(
+                    f"{' and '.join(names)} would leave {left} to choose {choice.count} from; remove fewer of them"
+                )
 
     def _check_blocks(self, group: Group, removed: Mapping[str, Collection[int]], by_axis: Mapping[str, Group]) -> None:
         """Every surviving block loses equally many, and keeps at least one."""

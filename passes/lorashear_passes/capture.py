@@ -12,6 +12,7 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from lorashear_ir.graph import Argument, Graph, Node, Ref, Role, Source, Value
+from lorashear_passes.dead import without_dead
 
 DTYPES = {
     torch.float32: "f32",
@@ -109,10 +110,8 @@ def translate(program: torch.export.ExportedProgram, model: torch.nn.Module) -> 
                 _value(f"{node.name}.{i}" if several else node.name, t) for i, t in enumerate(made) if t is not None
             ]
             nodes.append(Node(op, _arguments(node, names), tuple(values), _module(node)))
-    used = {name for node in nodes for name in node.references()} | set(results)
-    kept = tuple(s for s in sources if s.value.name in used or s.role == "parameter")
     tied = tuple((name, first) for name, first in first_names.items() if name != first)
-    return Graph(type(model).__name__, kept, tuple(nodes), results, tied=tied)
+    return without_dead(Graph(type(model).__name__, tuple(sources), tuple(nodes), results, tied=tied))
 
 
 def _value(name: str, tensor: torch.Tensor | torch.SymInt | torch.SymFloat | int | float) -> Value:

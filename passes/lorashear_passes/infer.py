@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorashear_ir.axes import Axis, Dim, Solver, axes_of
+from lorashear_ir.choices import choices, least
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Source, Value, references
 from lorashear_ir.ops import TABLE, Dims, Typing, where
 from lorashear_passes.kinds import Kinds
-from lorashear_passes.neutral import judge, least
+from lorashear_passes.neutral import judge
 from lorashear_passes.norms import find_norms
 
 FROZEN_SOURCES = {
@@ -117,7 +118,7 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
     norms = find_norms(graph, resolved)
     for axis, reason in judge(graph, resolved, {norm.mean for norm in norms}):
         solver.freeze(axis, reason)
-    needed = least(graph, resolved)
+    needed = least(choices(graph.nodes, resolved))
     kinds = Kinds(graph, resolved, norms)
     names: dict[str, Axis] = {}
     infos: list[AxisInfo] = []

@@ -7,14 +7,13 @@ chooses along has another neutral value: its scores are −∞ wherever they are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
-from lorashear_ir.axes import Axis, Dim, Product
+from lorashear_ir.axes import Axis, Dim
+from lorashear_ir.choices import choices
 from lorashear_ir.graph import Graph, Node
 from lorashear_ir.ops import TABLE, Dims
 from lorashear_ir.ops.base import NONE, Zeros
-from lorashear_ir.ops.index import chosen_axes, chosen_count
 
 SELECTS = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "sigmoid_", "topk", "argmax"}
 """Operators before which a removed routing score is −∞."""
@@ -45,41 +44,7 @@ def judge(graph: Graph, dims: dict[str, Dims], means: Collection[str]) -> list[t
 
 def routed(graph: Graph, dims: Mapping[str, Dims]) -> list[Dim]:
     """Every dim that top-k chooses along."""
-    found: list[Dim] = []
-    for node in graph.nodes:
-        try:
-            dim = chosen_axes(node, dict(dims)) if node.op in SELECTS else None
-        except NotImplementedError:
-            continue
-        if dim is not None:
-            found.append(dim)
-    return found
-
-
-def least(graph: Graph, dims: Mapping[str, Dims]) -> dict[Axis, int]:
-    """How many indices of an axis must stay so that every top-k still has k to choose among.
-
-    A router that first chooses some groups of experts chooses the experts among those groups only.
-    """
-    counts: list[tuple[Dim, int]] = []
-    for node in graph.nodes:
-        try:
-            dim = chosen_axes(node, dict(dims)) if node.op == "topk" else None
-        except NotImplementedError:
-            continue
-        if dim is not None:
-            counts.append((dim, chosen_count(node)))
-    groups = {dim: count for dim, count in counts if isinstance(dim, Axis)}
-    result: dict[Axis, int] = {}
-    for dim, count in counts:
-        factors = dim.factors if isinstance(dim, Product) else (dim,)
-        for axis in factors:
-            if isinstance(axis, Axis):
-                others = math.prod(
-                    groups.get(f, f.size) if isinstance(f, Axis) else f.size for f in factors if f is not axis
-                )
-                result[axis] = max(result.get(axis, 1), -(-count // others))
-    return result
+    return [choice.dim for choice in choices(graph.nodes, dims)]
 
 
 def _weaken(zeros: Zeros, name: str, node: Node) -> None:

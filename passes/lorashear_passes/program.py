@@ -164,7 +164,7 @@ def _hide(
     """−∞ at the removed indices of the scores that an operator compares."""
     source = node.arguments[0]
     assert isinstance(source, Ref)
-    along = chosen_axes(node, dict(dims)) if node.op in ("topk", "argmax") else None
+    along = chosen_axes(node, dims) if node.op in ("topk", "argmax") else None
     places = (
         range(len(dims[source.name])) if node.op.startswith("sigmoid") else [_along(node, dims[source.name], along)]
     )

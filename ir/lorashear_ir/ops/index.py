@@ -6,6 +6,8 @@ chose), looking up with them equates two dims, and removal renumbers both. Where
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lorashear_ir.axes import Dim
 from lorashear_ir.graph import Argument, Node, Ref
 from lorashear_ir.ops.base import (
@@ -305,7 +307,7 @@ def _size_eye(node: Node, r: Resizing) -> Node:
     return resized(node, 0, r.shape(node.outputs[0].name)[0])
 
 
-def chosen_axes(node: Node, dims: dict[str, Dims]) -> Dim | None:
+def chosen_axes(node: Node, dims: Mapping[str, Dims]) -> Dim | None:
     """The dim that top-k (or argmax) chooses along; None for every other operator."""
     if node.op == "topk":
         assert isinstance(node.arguments[0], Ref)
