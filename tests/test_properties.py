@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from dataclasses import replace
@@ -13,10 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorashear_ir.groups import Group, Groups, SelectionError
+from lorashear_ir.groups import Group, Groups, SelectionError, TensorCut
+from lorashear_passes import program as running
 from lorashear_passes.groups import group
 from lorashear_passes.program import Program as Captured
 from lorashear_passes.program import neutralised, record, sliced
+from lorashear_passes.resize import resize
 from tests.programs import BATCH, Program, Sketch, sketches
 
 PROGRAMS = int(os.environ.get("LORASHEAR_PROGRAMS", "60"))
@@ -91,3 +94,57 @@ def exact(program: Captured, groups: Groups, each: Group, index: int) -> bool:
             )
     except (RuntimeError, IndexError, AssertionError, ZeroDivisionError):  # no such program
         return False
+
+
+@small_profile
+@given(sketches(3))
+def test_no_smaller_structure_exists(sketch: Sketch) -> None:
+    """Of the tensors that a structure is cut from, no part can be cut alone: tried with every mixture of old and new sizes."""
+    program, groups = captured(sketch)
+    for each in groups.values():
+        if not each.prunable or not 1 < len(each.slots) < 6 or each.axis.size < 3 or each.kind == "expert":
+            continue
+        removed = {each.name: [b * each.axis.size + 1 for b in range(each.blocks)]}
+        for count in range(1, len(each.slots)):
+            for part in itertools.combinations(each.slots, count):
+                assert not cut_alone(program, groups, removed, frozenset(part)), (each, part)
+
+
+def cut_alone(
+    program: Captured, groups: Groups, removed: dict[str, list[int]], part: frozenset[tuple[str, int]]
+) -> bool:
+    """Whether some choice of sizes makes a program that runs with only ``part`` cut, and computes what zeroing gives."""
+    cuts = {}
+    for name, cut in groups.cuts(removed).items():
+        keep = {dim: kept for dim, kept in cut.keep.items() if (name, dim) in part}
+        if keep:
+            cuts[name] = TensorCut(keep)
+    small = resize(program.graph, groups.selection(removed), {})
+    changed = [
+        (before, after)
+        for before, after in zip(program.graph.nodes, small.nodes, strict=True)
+        if (before.op, before.arguments) != (after.op, after.arguments)
+    ]
+    if len(changed) > 4:
+        return False
+    x = inputs()
+    zeros = running.runnable(program)
+    for name, tensor in running.tensors(zeros):
+        if name in cuts:
+            running.replace_tensor(zeros, name, running.zeroed(tensor.detach(), cuts[name]))
+    with torch.inference_mode():
+        want = zeros(x)
+    for chosen in itertools.product((False, True), repeat=len(changed)):
+        module = running.runnable(program)
+        for name, tensor in running.tensors(module):
+            if name in cuts:
+                running.replace_tensor(module, name, running.cut_tensor(tensor.detach(), cuts[name]))
+        rewritten = [pair for pair, yes in zip(changed, chosen, strict=True) if yes]
+        running.rewrite(module, rewritten)
+        try:
+            with torch.inference_mode():
+                if close(module(x), want):
+                    return True
+        except (RuntimeError, IndexError):
+            continue
+    return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,32 +51,36 @@ def cut_tensor(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
 
 def sliced(program: Program, groups: Groups, removed: Removed) -> torch.fx.GraphModule:
     """The program without the structures: its parameters cut, the sizes in its graph rewritten."""
-    module = _runnable(program)
+    module = runnable(program)
     cuts = groups.cuts(removed)
     small = resize(program.graph, groups.selection(removed), groups.eps(removed))
     with torch.no_grad():
-        for name, tensor in _tensors(module):
+        for name, tensor in tensors(module):
             first = groups.tied.get(name, name)
             if first in cuts:
-                _replace(module, name, cut_tensor(tensor.detach(), cuts[first]))
-    nodes = {node.outputs[0].name.partition(".")[0]: node for node in small.nodes if node.outputs}
-    before = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.outputs}
+                replace_tensor(module, name, cut_tensor(tensor.detach(), cuts[first]))
+    rewrite(module, list(zip(program.graph.nodes, small.nodes, strict=True)))
+    return module
+
+
+def rewrite(module: torch.fx.GraphModule, pairs: Sequence[tuple[Node, Node]]) -> None:
+    """Put the changed numbers of nodes (before, after) into the exported program."""
+    wanted = {after.outputs[0].name.partition(".")[0]: (before, after) for before, after in pairs if after.outputs}
     for fx_node in module.graph.nodes:
-        if fx_node.op == "call_function" and fx_node.name in nodes:
-            _rewrite(fx_node, before[fx_node.name], nodes[fx_node.name])
+        if fx_node.op == "call_function" and fx_node.name in wanted:
+            _rewrite(fx_node, *wanted[fx_node.name])
     module.graph.lint()
     module.recompile()
-    return module
 
 
 def neutralised(program: Program, groups: Groups, removed: Removed) -> torch.fx.GraphModule:
     """The program with the structures at their neutral value: weights 0, and −∞ for scores that are compared."""
-    module = _runnable(program)
+    module = runnable(program)
     with torch.no_grad():
-        for name, tensor in _tensors(module):
+        for name, tensor in tensors(module):
             cut = groups.cuts(removed).get(groups.tied.get(name, name))
             if cut is not None:
-                _replace(module, name, zeroed(tensor.detach(), cut))
+                replace_tensor(module, name, zeroed(tensor.detach(), cut))
     selection = groups.selection(removed)
     dims = {value.name: value.dims or () for value in program.graph.values()}
     chosen = {axis for dim in routed(program.graph, dims) for axis in axes_of(dim)} & {
@@ -100,18 +104,18 @@ def zeroed(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
     return result
 
 
-def _runnable(program: Program) -> torch.fx.GraphModule:
+def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
     return copy.copy(module)
 
 
-def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+def tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
-def _replace(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+def replace_tensor(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:
