@@ -25,27 +25,26 @@ def expand(graph: Graph) -> Graph:
     return replace(
         graph,
         sources=tuple(replace(source, value=untyped(source.value)) for source in graph.sources),
-        nodes=tuple(inner for node in graph.nodes for inner in _inlined(node, functions)),
+        nodes=tuple(inner for node in graph.nodes for inner in _inlined(node, functions, node.outputs[0].name)),
         axes=(),
         norms=(),
         functions=(),
     )
 
 
-def _inlined(node: Node, functions: Mapping[str, Function]) -> Iterator[Node]:
+def _inlined(node: Node, functions: Mapping[str, Function], prefix: str) -> Iterator[Node]:
+    """The nodes of a call, and of the calls in it; ``prefix`` begins the names of what is inside."""
     if node.op not in functions:
         yield replace(node, outputs=tuple(map(untyped, node.outputs)))
         return
     function = functions[node.op]
-    prefix = node.outputs[0].name
-    names = {
-        value.name: f"{prefix}.{value.name}" for inner in function.nodes for value in inner.outputs
-    }  # first of all, then what the caller has named
+    names = {value.name: f"{prefix}.{value.name}" for inner in function.nodes for value in inner.outputs}
     names.update(zip((p.name for p in function.parameters), node.references(), strict=True))
     names.update(zip(function.outputs, (value.name for value in node.outputs), strict=True))
     for inner in function.nodes:
         module = ".".join(filter(None, (node.module, inner.module)))
-        yield from _inlined(replace(renamed(inner, names), module=module), functions)
+        nested = f"{prefix}.{inner.outputs[0].name}"
+        yield from _inlined(replace(renamed(inner, names), module=module), functions, nested)
 
 
 def with_types(composed: Graph, typed: Graph) -> Graph:
@@ -111,16 +110,17 @@ def canonical(graph: Graph) -> Graph:
     """
     made_by = {value.name: position for position, node in enumerate(graph.nodes) for value in node.outputs}
     order: dict[int, None] = {}
+    entered: set[int] = set()
     roots = [made_by[name] for name in graph.outputs if name in made_by]
     for root in [*roots, *range(len(graph.nodes))]:
         stack = [(root, False)]
         while stack:
             position, ready = stack.pop()
-            if position in order:
-                continue
             if ready:
                 order[position] = None
+            if position in entered:
                 continue
+            entered.add(position)
             stack.append((position, True))
             makers = [made_by[name] for name in graph.nodes[position].references() if name in made_by]
             stack.extend((maker, False) for maker in reversed(makers))

@@ -2,6 +2,7 @@
 
 1. A region with fewer than two nodes, or that overlaps an earlier one, or that a path leaves and re-enters, is left.
 2. A call reads what its region read, makes what others used of it, and stands where its last node stood or later.
+   Its arguments come as its results need them, and what the program was given (weights) after what it computed.
 3. Bodies are equal if they are so up to the names of values and the path of the module around them.
 """
 
@@ -40,20 +41,35 @@ def outline(flow: Flow, kind: str, regions: Iterable[Region]) -> Graph:
             nodes.append(flow.nodes[region])
             continue
         module = _shared([flow.nodes[position].module for position in region])
-        body, outputs = _function(flow, region, module)
+        inputs, outputs = _inputs(flow, region), flow.outputs(region)
+        body = _function(flow, region, module, inputs, outputs)
         key = (kind, body.parameters, body.nodes, body.outputs)
         if key not in known:
             known[key] = f"{kind}.{count[kind]}"
             count[kind] += 1
             functions.append(replace(body, name=known[key]))
-        arguments = tuple(map(Ref, flow.inputs(region)))
-        nodes.append(Node(known[key], arguments, tuple(flow.values[name] for name in outputs), module))
+        nodes.append(Node(known[key], tuple(map(Ref, inputs)), tuple(flow.values[name] for name in outputs), module))
     return replace(graph, nodes=tuple(nodes), functions=tuple(functions))
 
 
-def _function(flow: Flow, region: Region, module: str) -> tuple[Function, list[str]]:
-    """The region as a function without a name, and what its outputs are called outside."""
-    inputs, outputs = flow.inputs(region), flow.outputs(region)
+def _inputs(flow: Flow, region: Region) -> list[str]:
+    """What the region reads, in the order in which its results need it, sources last."""
+    found: dict[str, None] = {}
+    entered: set[int] = set()
+    queue = flow.outputs(region)[::-1]
+    while queue:
+        name = queue.pop()
+        position = flow.maker.get(name)
+        if position is None or position not in region:
+            found[name] = None
+        elif position not in entered:
+            entered.add(position)
+            queue.extend(reversed(list(flow.nodes[position].references())))
+    return sorted(found, key=lambda name: name in flow.sources)
+
+
+def _function(flow: Flow, region: Region, module: str, inputs: Sequence[str], outputs: Sequence[str]) -> Function:
+    """The region as a function that has no name yet."""
     names = {name: _letter(number) for number, name in enumerate(inputs)}
     prefix = f"{module}." if module else ""
     inner = [
@@ -62,7 +78,7 @@ def _function(flow: Flow, region: Region, module: str) -> tuple[Function, list[s
     ]
     parameters = tuple(replace(untyped(flow.values[name]), name=names[name]) for name in inputs)
     nodes, names = numbered(inner, names)
-    return Function("", parameters, nodes, tuple(names[name] for name in outputs)), outputs
+    return Function("", parameters, nodes, tuple(names[name] for name in outputs))
 
 
 def _letter(number: int) -> str:
