@@ -257,9 +257,7 @@ def parse(text: str) -> Graph:
             head, nodes = None, top
         else:
             nodes.append(_node(reader))
-    return Graph(
-        name, tuple(sources), tuple(top), outputs, tuple(infos), tuple(norms), tuple(tied), tuple(functions)
-    )
+    return Graph(name, tuple(sources), tuple(top), outputs, tuple(infos), tuple(norms), tuple(tied), tuple(functions))
 
 
 def _node(reader: _Reader) -> Node:

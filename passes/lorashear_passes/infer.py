@@ -6,6 +6,8 @@
 4. A node without a row freezes all that it touches, and the reason names it.
 5. The dims of the program's outputs are frozen.
 6. What is still free is judged once more: removal must equal the neutral value (`neutral.py`).
+
+Composed operators are inferred by what they stand for.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorashear_ir.axes import Axis, Dim, Solver, axes_of
+from lorashear_ir.functions import expand, with_types
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Value
 from lorashear_ir.ops import CONSTANT_FILL, EINSUM, MOVEMENT, POINTWISE, Dims, Operands, broadcast, where
 from lorashear_passes.kinds import Kinds
@@ -28,6 +31,8 @@ FROZEN_SOURCES = {
 
 def infer(graph: Graph) -> Graph:
     """The same graph with ``dims`` on every value, and its axes and norms."""
+    if graph.functions:
+        return with_types(graph, infer(expand(graph)))
     solver = Solver()
     dims: dict[str, Dims] = {}
     reached: set[str] = set()  # values that some parameter flows into

@@ -2,7 +2,7 @@
 
 1. A region with fewer than two nodes, or that overlaps an earlier one, or that a path leaves and re-enters, is left.
 2. A call reads what its region read, makes what others used of it, and stands where its last node stood or later.
-   Its arguments come as its results need them, and what the program was given (weights) after what it computed.
+   Its arguments come as its results need them, weights and what else the program was given last.
 3. Bodies are equal if they are so up to the names of values and the path of the module around them.
 """
 
@@ -53,7 +53,7 @@ def outline(flow: Flow, kind: str, regions: Iterable[Region]) -> Graph:
 
 
 def _inputs(flow: Flow, region: Region) -> list[str]:
-    """What the region reads, in the order in which its results need it, sources last."""
+    """What the region reads: what was computed in the order in which its results need it, then sources as used."""
     found: dict[str, None] = {}
     entered: set[int] = set()
     queue = flow.outputs(region)[::-1]
@@ -65,7 +65,8 @@ def _inputs(flow: Flow, region: Region) -> list[str]:
         elif position not in entered:
             entered.add(position)
             queue.extend(reversed(list(flow.nodes[position].references())))
-    return sorted(found, key=lambda name: name in flow.sources)
+    computed = [name for name in found if name not in flow.sources]
+    return computed + [name for name in flow.inputs(region) if name in flow.sources]
 
 
 def _function(flow: Flow, region: Region, module: str, inputs: Sequence[str], outputs: Sequence[str]) -> Function:

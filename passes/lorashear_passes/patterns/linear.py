@@ -30,7 +30,7 @@ def projection(flow: Flow, position: int) -> str | None:
     x, weight = (node.arguments[1:3]) if kind == "addmm" else node.arguments[:2]
     if not isinstance(x, Ref) or not isinstance(weight, Ref) or x.name in flow.parameters:
         return None
-    if flow.bare(weight, CASTS | {"t", "transpose"})[0] not in flow.parameters:
+    if flow.bare(weight, CASTS | {"t", "transpose", "numpy_T", "permute"})[0] not in flow.parameters:
         return None
     return flow.bare(x, VIEWS)[0]
 
@@ -47,13 +47,20 @@ def lora_linears(flow: Flow) -> Iterator[Region]:
 
 def _adapted(flow: Flow, add: int) -> Region:
     for base in _bases(flow, add):
-        x = projection(flow, base)
-        if x is None:
-            continue
+        x = _input(flow, base)
         region, ends = flow.behind(flow.nodes[add].outputs[0].name, {x}, ADAPTING)
         if ends <= {x} | flow.parameters and any(_is_adapter(flow, position) for position in region):
             return region
     return frozenset()
+
+
+def _input(flow: Flow, base: int) -> str:
+    """What a linear layer reads; where it is written as addmm, before that is made a matrix."""
+    if flow.kind(base) != "addmm":
+        return next(flow.nodes[base].references())
+    matrix = list(flow.nodes[base].references())[1]
+    view = flow.made(Ref(matrix), "view", "reshape")
+    return matrix if view is None else next(flow.nodes[view].references())
 
 
 def _bases(flow: Flow, add: int) -> Iterator[int]:
