@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from lorashear_ir.functions import canonical, expand
 from lorashear_ir.graph import Graph
 from lorashear_ir.text import TextError, parse, show
@@ -19,8 +22,6 @@ from lorashear_passes.flow import Flow
 from lorashear_passes.groups import group
 from lorashear_passes.infer import infer
 from lorashear_passes.outline import outline
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 LAYERS = 2
 SIZES = dict(

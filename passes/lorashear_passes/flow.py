@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 
-from lorashear_ir.graph import Argument, Graph, Node, Ref, Value
+from lorashear_ir.graph import Argument, Graph, Ref, Value
 
 CASTS = frozenset("to _to_copy type_as float".split())
 # What rearranges elements and computes nothing.

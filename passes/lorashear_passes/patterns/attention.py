@@ -10,7 +10,6 @@ from lorashear_passes.flow import CASTS, MOVES, Flow, Region
 PRODUCTS = ("matmul", "bmm", "baddbmm")
 # Between q · k and the softmax: scale, soft cap, mask, sinks, the largest score taken off.
 SCORES = MOVES | frozenset("mul div add sub tanh where masked_fill masked_fill_ max amax maximum clamp cat".split())
-DEPTH = 16
 
 
 def attentions(flow: Flow) -> Iterator[Region]:
@@ -22,7 +21,7 @@ def attentions(flow: Flow) -> Iterator[Region]:
 
 
 def _written_out(flow: Flow, softmax: int) -> Region:
-    before = _scores(flow, next(flow.nodes[softmax].references()), DEPTH)
+    before = _scores(flow, next(flow.nodes[softmax].references()))
     after = flow.only_user(softmax, *PRODUCTS, through=CASTS | {"slice", "view", "reshape", "mul", "where", "expand"})
     if not before or after is None:
         return frozenset()
@@ -30,15 +29,11 @@ def _written_out(flow: Flow, softmax: int) -> Region:
     return before | passed | {softmax, product}
 
 
-def _scores(flow: Flow, name: str, depth: int) -> Region:
+def _scores(flow: Flow, name: str) -> Region:
     """The nodes between a value and the product of queries and keys behind it; none if there is no such product."""
-    position = flow.maker.get(name)
-    if position is None or not depth:
-        return frozenset()
-    if flow.kind(position) in PRODUCTS:
-        return frozenset({position})
-    if flow.kind(position) not in SCORES:
-        return frozenset()
-    parts = [_scores(flow, Ref(name).name, depth - 1) for name in flow.nodes[position].references()]
-    found = frozenset[int]().union(*parts)
-    return found | {position} if found else found
+    behind, ends = flow.behind(name, (), SCORES)
+    found = {position for end in ends if (position := flow.made(Ref(end), *PRODUCTS)) is not None}
+    for position in sorted(behind):
+        if any(flow.maker.get(read) in found for read in flow.nodes[position].references()):
+            found.add(position)
+    return frozenset(found)

@@ -73,7 +73,7 @@ def _bases(flow: Flow, add: int) -> Iterator[int]:
             continue
         if projection(flow, position) is not None:
             yield position
-        elif flow.kind(position) == "add":
+        elif flow.kind(position) == "add" and len(flow.users[operand.name]) == 1:  # so no residual stream
             yield from _bases(flow, position)
 
 

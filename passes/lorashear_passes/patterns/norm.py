@@ -38,10 +38,10 @@ def _normalised(flow: Flow, root: int) -> tuple[Region, str, bool] | None:
     if node.op == "pow" and node.arguments[1] != -0.5:
         return None
     plus = flow.made(node.arguments[0], "add")
-    mean = plus is not None and flow.made(flow.nodes[plus].arguments[0], "mean")
-    squares = mean and flow.made(flow.nodes[mean].arguments[0], "pow", "mul", "square")
+    mean = None if plus is None else flow.made(flow.nodes[plus].arguments[0], "mean")
+    squares = None if mean is None else flow.made(flow.nodes[mean].arguments[0], "pow", "mul", "square")
     scaled = flow.only_user(root, "div" if node.op == "sqrt" else "mul")
-    if plus is None or not mean or not squares or scaled is None or not _is_square(flow, squares):
+    if plus is None or mean is None or squares is None or scaled is None or not _is_square(flow, squares):
         return None
     outer, casts = scaled
     squared, inner_casts = flow.bare(flow.nodes[squares].arguments[0])
