@@ -26,6 +26,7 @@ from lorashear.pruning import cut_tensor
 from lorashear.stages import Progress, Say, Stages
 from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
+from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
 from lorashear_passes.infer import infer
 from lorashear_passes.oneshot import Outcome, compress
@@ -144,7 +145,7 @@ def _compile(
         stage.made("capture", lambda: str(graph))
     with stage("infer"):
         typed = infer(graph)
-        stage.made("infer", lambda: str(typed))
+        stage.made("infer", lambda: str(compose(typed)))
     with stage("group"):
         groups = models.expressible(group(typed), config)
         stage.made("groups", lambda: report.table(groups))

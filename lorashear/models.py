@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from lorashear import checkpoint, emit
 from lorashear.errors import LorashearError
 from lorashear.rebuild import rebuilt
+from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
+from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
 from lorashear_passes.infer import infer
 
@@ -106,7 +108,9 @@ def emptied(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Graph:
-    """The typed graph of a model. ``str(graph)`` is its text form, and `lorashear.parse` reads that back.
+    """The typed graph of a model, its composed operators (attention, norms, MLPs) folded into one node each.
+
+    ``str(graph)`` is its text form, and `lorashear.parse` reads that back.
 
     Args:
         model: a folder or hub id (traced from its config, without weights), or a module.
@@ -115,7 +119,7 @@ def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool
     Raises:
         LorashearError: no such model, inputs missing, or the model cannot be traced.
     """
-    return infer(captured(as_module(model, trust_remote_code=trust_remote_code), inputs))
+    return compose(infer(captured(as_module(model, trust_remote_code=trust_remote_code), inputs)))
 
 
 def captured(module: torch.nn.Module, inputs: Inputs | None = None) -> Graph:
@@ -133,7 +137,7 @@ def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_c
     the width.
     """
     if isinstance(model, Graph):
-        return group(model)
+        return group(infer(expand(model)) if model.functions else model)
     module = as_module(model, trust_remote_code=trust_remote_code)
     found = analysed(module, inputs)
     config = getattr(module, "config", None)

@@ -162,6 +162,9 @@ class Solver:
         """Cut a dim into consecutive pieces of the given sizes (their sum is the dim's size)."""
         if len(sizes) == 1:
             return [dim]
+        whole = self.resolve(dim)
+        if isinstance(whole, Axis) and (reason := self.frozen(whole)):
+            return [self.fresh(size, reason) for size in sizes]  # nothing of it can go, so nothing needs to be known
         pieces = [self.fresh(size) for size in sizes]
         self.unify(dim, add(pieces), where)
         return pieces

@@ -47,7 +47,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator: its arguments in the order of its schema, and the values it makes."""
+    """One operator: its arguments in the order of its schema, and the values it makes.
+
+    Where ``op`` names a function of the graph, the node is a call: one argument for each of the function's parameters.
+    """
 
     op: str
     arguments: tuple[Argument, ...]
@@ -57,6 +60,24 @@ class Node:
     def references(self) -> Iterator[str]:
         """Names of the values it reads, in order."""
         return references(self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A composed operator: the nodes that it stands for, shared by all its calls.
+
+    Bodies have no dims, since those differ from call to call, and module paths in them are relative to the call's.
+    """
+
+    name: str  # the kind and a number: "rms_norm.0"; no operator's name has a dot
+    parameters: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """What it computes: ``rms_norm``, ``attention``."""
+        return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +118,7 @@ class Graph:
     axes: tuple[AxisInfo, ...] = ()
     norms: tuple[Norm, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()  # (another name, first name) of one parameter
+    functions: tuple[Function, ...] = ()  # bodies of composed operators, each before the first that calls it
 
     def __str__(self) -> str:
         from lorashear_ir.text import show

@@ -6,8 +6,16 @@ axis rot.0 4 channel frozen "why it may not shrink"
 norm hidden "model.norm.weight" 0.0 1e-06
 tied "model.embed_tokens.weight" "lm_head.weight"
 parameter %p0 f32[48, 32] (ffn.0, hidden) "model.layers.0.mlp.gate_proj.weight"
-%linear f32[2, 5, 48] (b, s, ffn.0) = linear(%mul, %p0, none) @ "model.layers.0.mlp.gate_proj"
+def mlp.0(%a f32[2, 5, 32], %b f32[48, 32], %c f32[32, 48]) {
+  %linear f32[2, 5, 48] = linear(%a, %b) @ "gate_proj"
+  ...
+  return %linear_1
+}
+%linear f32[2, 5, 48] (b, s, ffn.0) = linear(%mul, .weight, none) @ "model.layers.0.mlp.gate_proj"
+%mlp f32[2, 5, 32] (b, s, hidden) = mlp.0(%add, .up_proj.weight, .down_proj.weight) @ "model.layers.0.mlp"
 return %linear_9
+
+``.weight`` is the parameter or buffer of that name below the operator's own module.
 """
 
 from __future__ import annotations
@@ -18,10 +26,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from lorashear_ir.axes import Axis, Dim, add, product
-from lorashear_ir.graph import Argument, AxisInfo, Graph, Node, Norm, Ref, Role, Source, Value
+from lorashear_ir.graph import Argument, AxisInfo, Function, Graph, Node, Norm, Ref, Role, Source, Value
 
 TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|->|%[\w.]+|[-+]?(?:inf|nan|\d[\w.+-]*)|[\w.]+|[\[\](){},×+=@])')
 ROLES = ("parameter", "buffer", "constant", "input")
+OWNED = ("parameter", "buffer")  # what is printed by its path below a module
 
 
 def quote(text: str) -> str:
@@ -41,12 +50,33 @@ def show(graph: Graph) -> str:
         lines.append(f"tied {quote(name)} {quote(first)}")
     for source in graph.sources:
         lines.append(f"{source.role} {_value(source.value)} {quote(source.path)}")
-    for node in graph.nodes:
-        outputs = " ".join(map(_value, node.outputs))
-        arguments = ", ".join(map(_argument, node.arguments))
-        lines.append(f"{outputs} = {node.op}({arguments}) @ {quote(node.module)}")
-    lines.append("return " + ", ".join(f"%{name}" for name in graph.outputs))
+    for function in graph.functions:
+        lines.append(f"def {function.name}({', '.join(map(_value, function.parameters))}) {{")
+        lines += [f"  {_shown(node, {})}" for node in function.nodes]
+        lines += ["  " + _returned(function.outputs), "}"]
+    owned = {s.value.name: s.path for s in graph.sources if s.role in OWNED}
+    lines += [_shown(node, owned) for node in graph.nodes]
+    lines.append(_returned(graph.outputs))
     return "\n".join(lines) + "\n"
+
+
+def _returned(outputs: tuple[str, ...]) -> str:
+    return "return " + ", ".join(f"%{name}" for name in outputs)
+
+
+def _shown(node: Node, owned: Mapping[str, str]) -> str:
+    outputs = " ".join(map(_value, node.outputs))
+    below = {name: short for name in node.references() if (short := _below(node.module, owned.get(name, "")))}
+    arguments = ", ".join(_argument(argument, below) for argument in node.arguments)
+    module = f" @ {quote(node.module)}" if node.module else ""
+    return f"{outputs} = {node.op}({arguments}){module}"
+
+
+def _below(module: str, path: str) -> str:
+    """``.weight`` for ``model.norm.weight`` in the module ``model.norm``; empty where it is not below."""
+    prefix = f"{module}." if module else ""
+    short = "." + path.removeprefix(prefix)
+    return short if path and path.startswith(prefix) and re.fullmatch(r"[\w.]+", short, re.ASCII) else ""
 
 
 def _value(value: Value) -> str:
@@ -55,11 +85,11 @@ def _value(value: Value) -> str:
     return f"%{value.name} {value.dtype}[{', '.join(map(str, value.shape))}]{dims}{points}"
 
 
-def _argument(argument: Argument) -> str:
+def _argument(argument: Argument, below: Mapping[str, str]) -> str:
     if isinstance(argument, Ref):
-        return f"%{argument.name}"
+        return below.get(argument.name, f"%{argument.name}")
     if isinstance(argument, tuple):
-        return "[" + ", ".join(map(_argument, argument)) + "]"
+        return "[" + ", ".join(_argument(part, below) for part in argument) + "]"
     if isinstance(argument, str):
         return quote(argument)
     return str(argument).lower() if argument is None or isinstance(argument, bool) else repr(argument)
@@ -70,10 +100,10 @@ class TextError(ValueError):
 
 
 class _Reader:
-    """One line's tokens, and the axes known so far."""
+    """One line's tokens, the axes known so far, and the names of values by their paths."""
 
-    def __init__(self, line: str, number: int, axes: Mapping[str, Axis]) -> None:
-        self.number, self.axes, self.line = number, axes, line
+    def __init__(self, line: str, number: int, axes: Mapping[str, Axis], owned: Mapping[str, str]) -> None:
+        self.number, self.axes, self.line, self.owned = number, axes, line, owned
         self.tokens: list[str] = []
         position = 0
         while line[position:].strip():
@@ -83,6 +113,7 @@ class _Reader:
             self.tokens.append(match.group(1))
             position = match.end()
         self.position = 0
+        self.module = self.tokens[-1].strip('"') if self.tokens[-2:-1] == ["@"] else ""
 
     def peek(self) -> str:
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
@@ -134,6 +165,8 @@ class _Reader:
         token = self.take()
         if token.startswith("%"):
             return Ref(token[1:])
+        if token.startswith("."):
+            return Ref(self.below(token))
         if token == "[":
             return cast(Argument, tuple(self.list_of(self.argument, "]")))
         if token.startswith('"'):
@@ -141,6 +174,12 @@ class _Reader:
         if token in ("none", "true", "false"):
             return {"none": None, "true": True, "false": False}[token]
         return float(token) if re.search(r"[.einf]|nan", token) else int(token)
+
+    def below(self, token: str) -> str:
+        path = token[1:] if not self.module else self.module + token
+        if path not in self.owned:
+            raise TextError(f"line {self.number}: there is no parameter or buffer {path}: {self.line.strip()}")
+        return self.owned[path]
 
     def value(self) -> Value:
         name, dtype = self.take()[1:], self.take()
@@ -156,6 +195,12 @@ class _Reader:
             points = self.dim()
         return Value(name, dtype, shape, dims, points)
 
+    def parameters(self) -> tuple[Value, ...]:
+        self.take("(")
+        values = cast(tuple[Value, ...], tuple(self.list_of(self.value, ")")))
+        self.take("{")
+        return values
+
 
 def parse(text: str) -> Graph:
     """The graph that `show` printed.
@@ -169,11 +214,15 @@ def parse(text: str) -> Graph:
     norms: list[Norm] = []
     tied: list[tuple[str, str]] = []
     sources: list[Source] = []
-    nodes: list[Node] = []
+    owned: dict[str, str] = {}
+    functions: list[Function] = []
+    head: tuple[str, tuple[Value, ...]] | None = None  # of the function whose body is being read
+    top: list[Node] = []
+    nodes = top
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        reader = _Reader(line, number, axes)
+        reader = _Reader(line, number, axes, owned)
         word = reader.peek()
         if word == "graph":
             reader.take()
@@ -193,12 +242,24 @@ def parse(text: str) -> Graph:
             reader.take()
             tied.append((reader.text(), reader.text()))
         elif word in ROLES:
-            sources.append(Source(role=cast(Role, reader.take()), value=reader.value(), path=reader.text()))
+            source = Source(role=cast(Role, reader.take()), value=reader.value(), path=reader.text())
+            sources.append(source)
+            if source.role in OWNED:
+                owned[source.path] = source.value.name
+        elif word == "def":
+            reader.take()
+            head, nodes = (reader.take(), reader.parameters()), []
         elif word == "return":
-            outputs = tuple(re.findall(r"%([\w.]+)", line))
+            returned = tuple(re.findall(r"%([\w.]+)", line))
+            if head is None:
+                outputs = returned
+            else:
+                functions.append(Function(*head, tuple(nodes), returned))
+        elif word == "}":
+            head, nodes = None, top
         else:
             nodes.append(_node(reader))
-    return Graph(name, tuple(sources), tuple(nodes), outputs, tuple(infos), tuple(norms), tuple(tied))
+    return Graph(name, tuple(sources), tuple(top), outputs, tuple(infos), tuple(norms), tuple(tied), tuple(functions))
 
 
 def _node(reader: _Reader) -> Node:
@@ -209,5 +270,5 @@ def _node(reader: _Reader) -> Node:
     op = reader.take()
     reader.take("(")
     arguments = cast(tuple[Argument, ...], tuple(reader.list_of(reader.argument, ")")))
-    reader.take("@")
-    return Node(op, arguments, tuple(values), reader.text())
+    module = (reader.take("@"), reader.text())[1] if reader.peek() else ""
+    return Node(op, arguments, tuple(values), module)

@@ -6,6 +6,8 @@
 4. Indices that are counted with as numbers freeze what they point into.
 5. The dims of the program's outputs are frozen.
 6. What is still free is judged once more: removal must equal the neutral value (`neutral.py`).
+
+Composed operators are inferred by what they stand for.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import replace
 
 from lorashear_ir.axes import Axis, Dim, Solver, axes_of
 from lorashear_ir.choices import choices, least
+from lorashear_ir.functions import expand, with_types
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Source, Value, references
 from lorashear_ir.ops import TABLE, Dims, Typing, where
 from lorashear_passes.kinds import Kinds
@@ -37,6 +40,8 @@ def infer(graph: Graph) -> Graph:
     Raises:
         RuleError: a rule is wrong; names the operator, its module and the dims.
     """
+    if graph.functions:
+        return with_types(graph, infer(expand(graph)))
     typing = Typing(Solver(), {value.name: value for value in graph.values()})
     for source in graph.sources:
         typing.dims[source.value.name] = typing.fresh(source.value.shape, _frozen(source))
