@@ -60,7 +60,7 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
     if fields is None:
         return None, f"no config can express these widths: {_describe(groups, removed)}"
     assert groups.typed is not None, "groups of a captured model have its graph"
-    wanted = resize(groups.typed, groups.selection(removed), groups.eps(removed))
+    wanted = resize(groups.typed, groups, removed)
     twin = build(fields.config, "meta").eval()
     try:
         wrong = difference(capture(twin, like(groups.typed)), wanted)

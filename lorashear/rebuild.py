@@ -54,7 +54,7 @@ def rebuilt(
 
     ``graph`` is the typed program of ``model(**inputs)``.
     """
-    wanted = resize(graph, groups.selection(removed), groups.eps(removed))
+    wanted = resize(graph, groups, removed)
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
     wrong = ""

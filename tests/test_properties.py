@@ -119,7 +119,7 @@ def cut_alone(
         keep = {dim: kept for dim, kept in cut.keep.items() if (name, dim) in part}
         if keep:
             cuts[name] = TensorCut(keep)
-    small = resize(program.graph, groups.selection(removed), {})
+    small = resize(program.graph, groups, removed)
     changed = [
         (before, after)
         for before, after in zip(program.graph.nodes, small.nodes, strict=True)

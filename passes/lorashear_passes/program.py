@@ -53,7 +53,7 @@ def sliced(program: Program, groups: Groups, removed: Removed) -> torch.fx.Graph
     """The program without the structures: its parameters cut, the sizes in its graph rewritten."""
     module = runnable(program)
     cuts = groups.cuts(removed)
-    small = resize(program.graph, groups.selection(removed), groups.eps(removed))
+    small = resize(program.graph, groups, removed)
     with torch.no_grad():
         for name, tensor in tensors(module):
             first = groups.tied.get(name, name)

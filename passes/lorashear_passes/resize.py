@@ -9,19 +9,21 @@ This is what a rebuilt class must compute (`rebuild.py` compares), and what a ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from lorashear_ir.axes import Dim
 from lorashear_ir.graph import Graph, Node, Value
-from lorashear_ir.groups import Selection
+from lorashear_ir.groups import Groups
 from lorashear_ir.ops import TABLE
 from lorashear_ir.ops.base import Dims, Resizing
 from lorashear_passes.norms import find_norms
 
 
-def resize(graph: Graph, selection: Selection, eps: Mapping[str, float]) -> Graph:
-    """The typed graph without the selected structures, untyped; ``eps`` gives norms theirs by their weight."""
+def resize(graph: Graph, groups: Groups, removed: Mapping[str, Collection[int]]) -> Graph:
+    """The typed graph without the structures, untyped. Raises SelectionError."""
+    selection, eps = groups.selection(removed), groups.eps(removed)
+    widths = {groups[name].axis.name: width for name, width in groups.widths(removed).items()}
     kept: dict[int, list[int]] = {}
 
     def stays(dim: Dim) -> list[int]:
@@ -30,7 +32,7 @@ def resize(graph: Graph, selection: Selection, eps: Mapping[str, float]) -> Grap
         return kept[id(dim)]
 
     dims: dict[str, Dims] = {value.name: value.dims or () for value in graph.values()}
-    sizes = Resizing(dims, stays)
+    sizes = Resizing(dims, stays, widths)
     mended = {found.eps_node: eps[found.norm.weight] for found in find_norms(graph, dims) if found.norm.weight in eps}
 
     def smaller(value: Value) -> Value:

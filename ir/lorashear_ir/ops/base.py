@@ -9,11 +9,11 @@ A row says for its operator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from lorashear_ir.axes import ONE, Axis, Dim, Solver, axes_of
+from lorashear_ir.axes import ONE, Axis, Dim, Solver, axes_of, size_with
 from lorashear_ir.graph import Argument, Node, Ref, Value
 
 Dims = tuple[Dim, ...]
@@ -152,9 +152,10 @@ class Resizing:
 
     dims: dict[str, Dims]
     kept: Callable[[Dim], Sequence[int]]
+    widths: Mapping[str, int]
 
     def size(self, dim: Dim) -> int:
-        return len(self.kept(dim))
+        return size_with(dim, self.widths)
 
     def shape(self, value: str) -> tuple[int, ...]:
         return tuple(map(self.size, self.dims[value]))
