@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
@@ -50,9 +51,7 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with untouched(model):
             given = pytree.tree_map_only(torch.Tensor, fake.from_tensor, dict(inputs))
-            for module in model.modules():
-                for stored in (module._parameters, module._buffers):
-                    stored.update({name: fake.from_tensor(t) for name, t in stored.items() if t is not None})
+            _swap(model, fake)
             recorder.begin(model, given)
             with torch.no_grad(), _exporting(), calls.watched(), fake, enable_python_dispatcher(), recorder:
                 result = model(**given)
@@ -165,7 +164,7 @@ class Recorder(ProxyTorchDispatchMode):
         name = self._names.get(id(given))
         if name is not None:
             return name
-        if isinstance(given, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(given):
+        if isinstance(given, FakeTensor) or is_functorch_wrapped_tensor(given):
             raise CannotRecord(
                 "a tensor comes from where no operator shows (as .data or vmap make it)", self._calls.path
             )
@@ -175,6 +174,14 @@ class Recorder(ProxyTorchDispatchMode):
         name = self._source(f"c_{path}", given, "constant", path)
         self._lifted.add(name)
         return name
+
+
+def _swap(model: torch.nn.Module, fake: FakeTensorMode) -> None:
+    """Put a fake of the same shape into the place of every parameter and buffer; a tied one has one fake."""
+    for module in model.modules():
+        places: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for place in places:
+            place.update({name: fake.from_tensor(tensor) for name, tensor in place.items() if tensor is not None})
 
 
 def _attributes(model: torch.nn.Module) -> dict[int, str]:
