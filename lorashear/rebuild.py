@@ -120,6 +120,11 @@ def _settings(
             olds, news = _flat(spelled_out(before, shapes)), _flat(spelled_out(after, small))
             for old, new in zip(olds, news, strict=True):
                 moved[before.module][old].add(new)
+    # Some numbers stand in no operator of this program, only in another way through the same module.
+    for whole, cut in zip(graph.sources, wanted.sources, strict=True):
+        if whole.role == "parameter":
+            for old, new in zip(whole.value.shape, cut.value.shape, strict=True):
+                moved[whole.path.rpartition(".")[0]][old].add(new)
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
     for path, numbers in moved.items():
@@ -149,7 +154,7 @@ def _options(value: Any, numbers: Mapping[int, set[int]]) -> list[Any]:
 def _attributes(module: torch.nn.Module, with_config: bool) -> Iterator[tuple[str, Any, bool]]:
     """Whole numbers, and short runs of them, that a module or its config holds."""
     for name, value in vars(module).items():
-        if not name.startswith("_") and _whole(value):
+        if not name.startswith("_") and name not in SHAPES and _whole(value):
             yield name, value, False
     config = getattr(module, "config", None)
     if with_config and isinstance(config, PreTrainedConfig):

@@ -18,7 +18,8 @@ from lorashear_ir.graph import Argument, Graph, Node, Ref
 from lorashear_ir.groups import Groups, Selection, TensorCut, block_axes
 from lorashear_ir.ops.base import argument
 from lorashear_ir.ops.index import chosen_axes
-from lorashear_passes.capture import export, translate
+from lorashear_passes.aten import op_name
+from lorashear_passes.capture import exported, translate
 from lorashear_passes.infer import infer
 from lorashear_passes.neutral import SELECTS, routed
 from lorashear_passes.resize import resize
@@ -36,8 +37,8 @@ class Program:
 
 def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Program:
     """Capture a module so that it can be run again. Raises CaptureError."""
-    exported = export(model, inputs)
-    return Program(exported, infer(translate(exported, model)))
+    program = exported(model, inputs)
+    return Program(program, infer(translate(program, model)))
 
 
 def cut_tensor(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
@@ -130,7 +131,7 @@ def _rewrite(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
         fx_node.target = torch.ops.aten.reshape.default  # whether a view is possible may depend on the sizes
     if before.op == after.op and before.arguments == after.arguments:
         return
-    if before.op != after.op or len(after.arguments) != len(before.arguments):
+    if op_name(fx_node.target) != after.op or len(after.arguments) != len(before.arguments):
         fx_node.target = (
             getattr(torch.ops.aten, after.op).default if after.op != "slice" else torch.ops.aten.slice.Tensor
         )
