@@ -60,11 +60,21 @@ def pruned(
         raise LorashearError(str(error)) from error
     made, reason = emit.solve(config, groups, removed)
     if made is not None:
-        return _own_class(model, config, made, groups, removed)
+        return _runs(_own_class(model, config, made, groups, removed))
     assert groups.typed is not None
     small, wrong = rebuilt(model, groups.typed, groups, removed, models.keywords(model, inputs))
     if small is None:
         raise LorashearError(f"{type(model).__name__} cannot take these widths ({reason}): {wrong}")
+    return _runs(small)
+
+
+def _runs(small: torch.nn.Module) -> torch.nn.Module:
+    """torch's grouped matrix product of experts wants rows of whole 16 bytes; other widths take the loop over experts."""
+    odd = any(p.dim() == 3 and any(s * p.element_size() % 16 for s in p.shape[1:]) for p in small.parameters())
+    for module in small.modules() if odd else ():
+        config = getattr(module, "config", None)
+        if getattr(config, "_experts_implementation", None) == "grouped_mm":
+            config._experts_implementation = "eager"
     return small
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,16 @@ from transformers import PreTrainedConfig
 
 from lorashear_ir.graph import Argument, Graph
 from lorashear_ir.groups import Groups
-from lorashear_ir.ops import TABLE
 from lorashear_passes.capture import CaptureError, capture
 from lorashear_passes.program import cut_tensor
 from lorashear_passes.resize import resize
-from lorashear_passes.same import difference, spelled_out
+from lorashear_passes.same import agreement, spelled_out
 
 TRIES = 32
-"""Combinations of ambiguous attributes that are traced before giving up."""
+"""Values that are tried for a short run of numbers."""
+
+ROUNDS = 2
+"""How often each ambiguous attribute is tried."""
 
 SHAPES = {"in_features": 1, "out_features": 0, "num_embeddings": 0, "embedding_dim": 1}
 """Attributes of torch's own layers that say the shape of their weight and that no operator reads."""
@@ -60,22 +62,35 @@ def rebuilt(
     wrong = ""
     for with_config in (False, True):  # few classes read their config while they run
         sure, choices = _settings(model, graph, wanted, with_config)
-        for setting in sure:
-            _set(small, setting)
-        for chosen in itertools.islice(itertools.product(*choices), TRIES):
-            for setting in itertools.chain(*chosen):
-                _set(small, setting)
-            wrong = _wrong(small, inputs, wanted)
-            if not wrong:
-                return small, ""
+        held = [options[0] for options in choices]
+        _set_all(small, itertools.chain(sure, *held))
+        agreed, wrong = _agreement(small, inputs, wanted)
+        # Attributes are settled one by one: the right value of each lets the program agree further.
+        for number in [*range(len(choices))] * ROUNDS if wrong else ():
+            for option in choices[number]:
+                _set_all(small, option)
+                further, found = _agreement(small, inputs, wanted)
+                if not found:
+                    return small, ""
+                if further > agreed:
+                    agreed, wrong, held[number] = further, found, option
+            _set_all(small, held[number])
+        if not wrong:
+            return small, ""
     return None, wrong
 
 
-def _wrong(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> str:
+def _set_all(small: torch.nn.Module, settings: Iterable[Setting]) -> None:
+    for setting in settings:
+        _set(small, setting)
+
+
+def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> tuple[int, str]:
+    """How many operators of the copy are as wanted, and what the first other one is."""
     try:
-        return difference(capture(small, inputs), wanted)
+        return agreement(capture(small, inputs), wanted)
     except CaptureError as error:
-        return str(error)
+        return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), str(error)
 
 
 def _cut_copy(model: torch.nn.Module, groups: Groups, removed: Removed) -> torch.nn.Module:
@@ -115,11 +130,9 @@ def _settings(
     moved: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     shapes, small = ({value.name: value.shape for value in g.values()} for g in (graph, wanted))
     for before, after in zip(graph.nodes, wanted.nodes, strict=True):
-        row = TABLE.get(before.op)
-        if row is not None and row.sizes is not None:
-            olds, news = _flat(spelled_out(before, shapes)), _flat(spelled_out(after, small))
-            for old, new in zip(olds, news, strict=True):
-                moved[before.module][old].add(new)
+        olds, news = _flat(spelled_out(before, shapes)), _flat(spelled_out(after, small))
+        for old, new in zip(olds, news, strict=True):
+            moved[before.module][old].add(new)
     # Some numbers stand in no operator of this program, only in another way through the same module.
     for whole, cut in zip(graph.sources, wanted.sources, strict=True):
         if whole.role == "parameter":

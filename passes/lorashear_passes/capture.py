@@ -20,7 +20,12 @@ log = logging.getLogger(__name__)
 
 
 class CaptureError(ValueError):
-    """The model could not be traced; says which class, with which inputs, why, and in which module if that is known."""
+    """The model could not be traced; says which class, with which inputs, why, and in which module if that is known.
+
+    ``partial`` is the graph of what ran before, where that is known.
+    """
+
+    partial: Graph | None = None
 
 
 def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
@@ -46,7 +51,9 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
                 return export(model, inputs)
         except Exception as error:
             given = f"with inputs {', '.join(inputs)}" if inputs else "without inputs"
-            raise CaptureError(f"{name} cannot be traced {given}: {_reason(stopped, error)}") from error
+            failed = CaptureError(f"{name} cannot be traced {given}: {_reason(stopped, error)}")
+            failed.partial = stopped.partial
+            raise failed from error
 
 
 def export(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:

@@ -30,11 +30,11 @@ BACKENDS = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
 
 
 class CannotRecord(RuntimeError):
-    """The forward cannot be recorded: its error or, in words, what it does; and the path of the module."""
+    """The forward cannot be recorded: its error or, in words, what it does; the path of the module; and the graph so far."""
 
-    def __init__(self, cause: Exception | str, module: str = "") -> None:
+    def __init__(self, cause: Exception | str, module: str = "", partial: Graph | None = None) -> None:
         super().__init__(str(cause))
-        self.cause, self.module = cause, module
+        self.cause, self.module, self.partial = cause, module, partial
 
 
 def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
@@ -44,6 +44,7 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
         CannotRecord: the forward raises, or does what a recording would not show.
     """
     calls = Calls(model)
+    recorder = None
     try:
         if any(isinstance(module, torch.fx.GraphModule) for module in model.modules()):
             raise NotImplementedError("the module paths of an fx.GraphModule are in its nodes, not in calls")
@@ -59,7 +60,8 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     except CannotRecord:
         raise
     except Exception as error:
-        raise CannotRecord(error, calls.stopped_in) from error
+        partial = Graph(type(model).__name__, tuple(recorder.sources), tuple(recorder.nodes), ()) if recorder else None
+        raise CannotRecord(error, calls.stopped_in, partial) from error
     return finished(model, recorder.sources, recorder.nodes, outputs)
 
 

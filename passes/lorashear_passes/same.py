@@ -30,12 +30,17 @@ class Line:
 
 def difference(found: Graph, wanted: Graph) -> str:
     """The first difference in words; empty where the two are the same program."""
-    for mine, theirs in itertools.zip_longest(_lines(found), _lines(wanted)):
+    return agreement(found, wanted)[1]
+
+
+def agreement(found: Graph, wanted: Graph) -> tuple[int, str]:
+    """How many operators agree from the start, and the first difference in words."""
+    for number, (mine, theirs) in enumerate(itertools.zip_longest(_lines(found), _lines(wanted))):
         if mine is None or theirs is None:
-            return f"one program ends where the other has {(mine or theirs).place}"  # type: ignore[union-attr]
+            return number, f"one program ends where the other has {(mine or theirs).place}"  # type: ignore[union-attr]
         if (mine.op, mine.arguments, mine.shapes) != (theirs.op, theirs.arguments, theirs.shapes):
-            return f"{theirs.place} has {_say(mine)} instead of {_say(theirs)}"
-    return ""
+            return number, f"{theirs.place} has {_say(mine)} instead of {_say(theirs)}"
+    return len(wanted.nodes), ""
 
 
 def _say(line: Line) -> str:
