@@ -25,6 +25,7 @@ from lorashear_passes.neutral import SELECTS, routed
 from lorashear_passes.resize import resize
 
 Removed = Mapping[str, Any]
+DIVISIONS = {"div", "true_divide"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ def neutralised(program: Program, groups: Groups, removed: Removed) -> torch.fx.
         groups[name].axis for name, indices in removed.items() if indices
     }
     blocks = {axis for name in removed if groups[name].blocks > 1 for axis in block_axes(groups[name])}
+    gone = {groups[name].axis for name, indices in removed.items() if indices}
+    for fx_node in list(module.graph.nodes):
+        if fx_node.op == "call_function" and op_name(fx_node.target).rstrip("_") in DIVISIONS:
+            _divide_by_one(module, fx_node, dims, selection, gone)
     masks = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.op in SELECTS}
     for fx_node in list(module.graph.nodes) if chosen else ():
         if fx_node.op == "call_function" and fx_node.name in masks:
@@ -191,6 +196,32 @@ def _hide(
                 torch.ops.aten.masked_fill.Scalar, (fx_node.args[0], where, float("-inf"))
             )
         fx_node.args = (hidden, *fx_node.args[1:])
+
+
+def _divide_by_one(
+    module: torch.fx.GraphModule,
+    fx_node: torch.fx.Node,
+    dims: Mapping[str, tuple[Any, ...]],
+    selection: Selection,
+    gone: set[Any],
+) -> None:
+    """What was removed divides by 1: 0/0 counts as 0."""
+    below = fx_node.args[1]
+    while isinstance(below, torch.fx.Node) and below.name not in dims and below.args:
+        below = below.args[0]  # copies that the graph leaves out
+    if not isinstance(below, torch.fx.Node) or below.name not in dims:
+        return
+    for place, dim in enumerate(dims[below.name]):
+        if not gone & set(axes_of(dim)):
+            continue
+        mask = torch.ones(dim.size, dtype=torch.bool)
+        mask[selection.kept(dim)] = False
+        name = f"divisor_{fx_node.name}_{place}"
+        module.register_buffer(name, mask.reshape(-1, *[1] * (len(dims[below.name]) - 1 - place)), persistent=False)
+        with module.graph.inserting_before(fx_node):
+            where = module.graph.get_attr(name)
+            one = module.graph.call_function(torch.ops.aten.masked_fill.Scalar, (fx_node.args[1], where, 1.0))
+        fx_node.args = (fx_node.args[0], one, *fx_node.args[2:])
 
 
 def _along(node: Node, dims: tuple[Any, ...], chosen: Any) -> int:

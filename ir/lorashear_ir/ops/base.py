@@ -107,6 +107,8 @@ class Zeros:
     state: dict[str, Zero]
     routed: Axes  # axes that top-k chooses among: their neutral value is −∞ where scores are compared
     means: frozenset[str]  # values whose mean a norm mends by its weight and eps
+    identities: set[str] = field(default_factory=set[str])
+    """Values that are identity matrices."""
     found: list[tuple[Axis, str]] = field(default_factory=list[tuple[Axis, str]])
     _axes: dict[int, Axes] = field(default_factory=dict[int, Axes])
 

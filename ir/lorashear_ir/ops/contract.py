@@ -98,6 +98,9 @@ def zero_product(node: Node, rule: Product, operands: Sequence[Argument], z: Zer
             vanishing[letter] = vanishing.get(letter, NONE) | axes
             if dims.setdefault(letter, dim).size == 1:
                 dims[letter] = dim
+    first = operands[0]
+    if leading and isinstance(first, Ref) and first.name in z.identities:
+        leading = (vanishing[_letters(rule.terms[0], z.dims_of(first))[0][0]],)  # the identity's rows are its columns
     result = [letter for letter in rule.result.split() if not letter.startswith("*")]
     for letter, dim in dims.items():
         if letter not in result:

@@ -303,6 +303,11 @@ def _type_eye(node: Node, t: Typing) -> list[Dims]:
     return [(dims[0], dims[0])] if shape[0] == shape[1] else [dims]
 
 
+def _zero_eye(node: Node, z: Zeros) -> list[Zero]:
+    z.identities.add(node.outputs[0].name)
+    return z.nowhere(node)
+
+
 def _size_eye(node: Node, r: Resizing) -> Node:
     return resized(node, 0, r.shape(node.outputs[0].name)[0])
 
@@ -343,7 +348,7 @@ ROWS: dict[str, Row] = {
         ["histc", "bincount"], Row(_type_histogram, lambda n, z: z.nowhere(n), points="use", sizes=_size_histogram)
     ),
     "arange": Row(_type_arange, lambda n, z: z.nowhere(n), sizes=_size_arange),
-    "eye": Row(_type_eye, lambda n, z: z.nowhere(n), sizes=_size_eye),
+    "eye": Row(_type_eye, _zero_eye, sizes=_size_eye),
     **dict.fromkeys(FILLS, Row(_type_fill, _zero_fill, sizes=full_shape(0))),
     **dict.fromkeys([f"new_{name}" for name in FILLS], Row(_type_fill, _zero_fill, sizes=full_shape(1), points="use")),
     **dict.fromkeys([f"{name}_like" for name in FILLS], Row(_type_fill, _zero_fill, points="use")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from lorashear_ir.graph import Node, Ref
 from lorashear_ir.ops.base import (
@@ -52,6 +51,13 @@ def _keeps(node: Node, z: Zeros) -> list[Zero]:
     return [tuple(at(first, place) for place in range(-_rank(node), 0))]
 
 
+def _same(node: Node, z: Zeros) -> list[Zero]:
+    first = tensors(node)[0]
+    if first.name in z.identities:
+        z.identities.add(node.outputs[0].name)
+    return _keeps(node, z)
+
+
 def _not(node: Node, z: Zeros) -> list[Zero]:
     return z.nowhere(node)
 
@@ -77,10 +83,16 @@ def _singular(node: Node, z: Zeros) -> list[Zero]:
 
 
 def _divide(node: Node, z: Zeros) -> list[Zero]:
+    """0/0 counts as 0, as where something is divided by its own length; a divisor is 1 where it was removed."""
     above, below = node.arguments[:2]
+    if not isinstance(above, Ref):
+        return _singular(node, z) if isinstance(below, Ref) else z.nowhere(node)
     if isinstance(below, Ref):
-        _singular(replace(node, arguments=(below,)), z)
-    return _keeps(node, z) if isinstance(above, Ref) else z.nowhere(node)
+        state = z.of(above)
+        for place, (dim, vanishing) in enumerate(zip(z.dims_of(below), z.of(below), strict=True)):
+            infinite = vanishing - at(state, place - len(z.dims_of(below)))
+            z.need(dim, z.axes(dim) - infinite, lambda: f"{where(node)} is infinite where the weights are zero")
+    return _keeps(node, z)
 
 
 def _power(node: Node, z: Zeros) -> list[Zero]:
@@ -179,6 +191,6 @@ ROWS: dict[str, Row] = {
     "eq": Row(_comparison, _not, points="use"),
     "ne": Row(_comparison, _not, points="use"),
     **{
-        name: Row(_first, _keeps, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()
+        name: Row(_first, _same, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()
     },
 }

@@ -24,13 +24,14 @@ from lorashear_ir.ops.base import (
     where,
 )
 
-SUMS = "sum norm linalg_vector_norm any nansum count_nonzero".split()
+NORMS = "norm linalg_vector_norm linalg_norm".split()
+SUMS = "sum norm linalg_vector_norm linalg_norm any nansum count_nonzero".split()
 MEANS = "mean var std var_mean std_mean prod all amax amin nanmean logsumexp aminmax median".split()
 
 
 def _place(node: Node) -> int:
     """Where a reduction has its dims: after the order of the norm, for the norms."""
-    return 2 if node.op in ("norm", "linalg_vector_norm") else 1
+    return 2 if node.op in NORMS else 1
 
 
 def reduced(node: Node, rank: int) -> set[int]:
@@ -62,7 +63,7 @@ def _left(node: Node, z: Zeros) -> list[Zero]:
 
 def _zero_sum(node: Node, z: Zeros) -> list[Zero]:
     dims, state = z.dims_of(node.arguments[0]), z.of(node.arguments[0])
-    if node.op in ("norm", "linalg_vector_norm") and not _adds_up(argument(node, 1, 2)):
+    if node.op in NORMS and not _adds_up(argument(node, 1, 2)):
         return _zero_mean(node, z)
     for i in reduced(node, len(dims)):
         z.need(
