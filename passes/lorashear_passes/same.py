@@ -100,6 +100,11 @@ def spelled_out(node: Node, shapes: dict[str, tuple[int, ...]]) -> tuple[Argumen
         return (node.arguments[0], tuple(v.shape[along] for v in node.outputs), along)
     if node.op == "slice":
         return _slice(node, shapes)
+    if node.op == "select" and isinstance(node.arguments[0], Ref):
+        source, along, index = node.arguments[:3]
+        shape = shapes[node.arguments[0].name]
+        if isinstance(along, int) and isinstance(index, int):
+            return (source, along % len(shape), index % shape[along])
     return node.arguments
 
 
