@@ -73,7 +73,7 @@ def _runs(small: torch.nn.Module) -> torch.nn.Module:
     odd = any(p.dim() == 3 and any(s * p.element_size() % 16 for s in p.shape[1:]) for p in small.parameters())
     for module in small.modules() if odd else ():
         config = getattr(module, "config", None)
-        if getattr(config, "_experts_implementation", None) == "grouped_mm":
+        if isinstance(config, PreTrainedConfig) and getattr(config, "_experts_implementation", "") == "grouped_mm":
             config._experts_implementation = "eager"
     return small
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BertModel, PreTrainedConfig, ViTModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -148,8 +148,8 @@ def cases() -> list[Case]:
         falcon(multi_query=False, num_kv_heads=4),
         falcon(alibi=True),
         Case("llama, eager", lambda: AutoModelForCausalLM.from_config(tiny("llama"), attn_implementation="eager")),
-        Case("bert", lambda: BertModel(tiny("bert")), {"input_ids": TOKENS}),
-        Case("vit", lambda: ViTModel(tiny("vit")), {"pixel_values": images}),
+        Case("bert", lambda: AutoModel.from_config(tiny("bert")), {"input_ids": TOKENS}),
+        Case("vit", lambda: AutoModel.from_config(tiny("vit")), {"pixel_values": images}),
         Case("convolutional net", ConvNet, {"x": images}),
     ]
 

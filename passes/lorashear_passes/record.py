@@ -25,20 +25,12 @@ from torch.utils.weak import TensorWeakRef
 from lorashear_ir.graph import Argument, Graph, Node, Ref, Role, Source
 from lorashear_passes import aten
 from lorashear_passes.calls import Calls
-from lorashear_passes.tracing import Names, finished, untouched
+from lorashear_passes.tracing import CannotRecord, Names, finished, untouched
 
 KNOWN = 64
 """Elements of an index range whose numbers are kept, so that what a forward reads out of it is known."""
 
 BACKENDS = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
-
-
-class CannotRecord(RuntimeError):
-    """The forward cannot be recorded: its error or, in words, what it does; the path of the module; and the graph so far."""
-
-    def __init__(self, cause: Exception | str, module: str = "", partial: Graph | None = None) -> None:
-        super().__init__(str(cause))
-        self.cause, self.module, self.partial = cause, module, partial
 
 
 def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
