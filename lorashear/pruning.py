@@ -17,7 +17,8 @@ from lorashear.errors import LorashearError
 from lorashear.rebuild import rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
-from lorashear_passes.program import cut_tensor, record, sliced, zeroed
+from lorashear_passes.neutralise import zeroed
+from lorashear_passes.program import cut_tensor, record, sliced
 
 Removed = Mapping[str, Collection[int]]
 

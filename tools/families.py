@@ -27,7 +27,8 @@ from lorashear.pruning import masked, prune
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.groups import group
-from lorashear_passes.program import Program, neutralised, record, sliced
+from lorashear_passes.neutralise import neutralised
+from lorashear_passes.program import Program, record, sliced
 
 TOLERANCE = 1e-4  # of the largest logit
 LIMIT = 120  # seconds for a family
