@@ -12,6 +12,9 @@ Composed operators are inferred by what they stand for.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from lorashear_ir.axes import Axis, Dim, Solver, axes_of
@@ -42,6 +45,24 @@ def infer(graph: Graph) -> Graph:
     """
     if graph.functions:
         return with_types(graph, infer(expand(graph)))
+    with _no_collection():
+        return _inferred(graph)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """All that is made here stays, so the garbage collector would only look at it again and again: as long as inference
+    itself takes, on a hundred layers."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _inferred(graph: Graph) -> Graph:
     typing = Typing(Solver(), {value.name: value for value in graph.values()})
     for source in graph.sources:
         typing.dims[source.value.name] = typing.fresh(source.value.shape, _frozen(source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from lorashear_ir.graph import Graph, Node, Norm, Ref
@@ -40,29 +40,31 @@ def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
             operand = finder.squared(node) or squared.name
             norm = Norm(dims[squared.name][-1], weight, offset, eps)
             found.append(FoundNorm(norm, node.outputs[0].name, eps_node, operand))
-    return [each for each in found if finder.only_scales(each.norm.weight, found)]
+    norms = Counter(each.norm.weight for each in found)
+    return [each for each in found if finder.only_scales(each.norm.weight, norms[each.norm.weight])]
 
 
 class _Finder:
     def __init__(self, graph: Graph) -> None:
         self.made_by = {value.name: node for node in graph.nodes for value in node.outputs}
         self.parameters = {s.value.name: s.path for s in graph.sources if s.role == "parameter"}
+        self.values = {path: name for name, path in self.parameters.items()}
         self.users: dict[str, list[Node]] = defaultdict(list)
         for node in graph.nodes:
             for name in dict.fromkeys(node.references()):
                 self.users[name].append(node)
 
-    def only_scales(self, weight: str, found: list[FoundNorm]) -> bool:
-        """Whether nothing but norms reads a weight, so that it may be scaled."""
+    def only_scales(self, weight: str, norms: int) -> bool:
+        """Whether nothing but so many norms reads a weight, so that it may be scaled."""
         readers = 0
-        names = [name for name, path in self.parameters.items() if path == weight]
+        names = [self.values[weight]]
         while names:
             name = names.pop()
             for user in self.users[name]:
                 passed = user.op in CASTS or (user.op == "add" and len(list(user.references())) == 1)
                 readers += not passed
                 names.extend(value.name for value in user.outputs if passed)
-        return readers == sum(each.norm.weight == weight for each in found)
+        return readers == norms
 
     def from_operator(self, node: Node) -> Match | None:
         weight = node.arguments[2] if len(node.arguments) > 2 else None
