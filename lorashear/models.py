@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lorashear import checkpoint, emit
+from lorashear import adapters, checkpoint, emit
 from lorashear.errors import LorashearError
 from lorashear.rebuild import rebuilt
 from lorashear_ir.functions import expand
@@ -91,11 +91,16 @@ def keywords(module: torch.nn.Module, inputs: Inputs | None = None) -> dict[str,
     if not isinstance(inputs, Mapping):
         given = inputs if isinstance(inputs, tuple | list) else (inputs,)
         try:
-            inputs = inspect.signature(module.forward).bind(*given).arguments
+            inputs = inspect.signature(_called(module).forward).bind(*given).arguments
         except TypeError as error:
             raise LorashearError(f"{type(module).__name__} cannot be called with these inputs: {error}") from error
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
+def _called(module: torch.nn.Module) -> torch.nn.Module:
+    """The module whose forward names the arguments: that of a PeftModel hands on whatever it is given."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
 
 
 def emptied(module: torch.nn.Module) -> torch.nn.Module:
@@ -123,9 +128,10 @@ def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool
 
 
 def captured(module: torch.nn.Module, inputs: Inputs | None = None) -> Graph:
-    """The graph of a module before inference."""
+    """The graph of a module before inference, with all adapters that it has."""
     try:
-        return capture(module, keywords(module, inputs))
+        with adapters.every_one(module):
+            return capture(module, keywords(module, inputs))
     except CaptureError as error:
         raise LorashearError(str(error)) from error
 
@@ -161,6 +167,7 @@ def expressible(
     attributes are set is enough.
     """
     hollow = None
+    alone = module is None or not adapters.holds(module)  # no config says the widths of adapters
     verdicts: dict[tuple[str, int], str] = {}
     result = []
     for each in found.values():
@@ -168,7 +175,7 @@ def expressible(
         if each.prunable and family not in verdicts:
             members = [g for g in found.values() if (g.kind, g.size) == family and g.prunable]
             removed = {g.name: [block * g.axis.size for block in range(g.blocks)] for g in members}
-            fits = emit.fields_for(config, found, removed, one_layer=True) is not None
+            fits = alone and emit.fields_for(config, found, removed, one_layer=True) is not None
             if not fits and module is not None and found.typed is not None:
                 hollow = hollow or emptied(module)
                 fits = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))[0] is not None

@@ -28,10 +28,11 @@ class CaptureError(ValueError):
     partial: Graph | None = None
 
 
-def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
+def capture(model: torch.nn.Module, inputs: Mapping[str, Any], *, insist: bool = True) -> Graph:
     """Trace ``model(**inputs)`` in eval mode; sizes are those of the inputs. The model is left as it was.
 
-    One forward is recorded. What a recording cannot show goes through torch.export: slower, and the same graph.
+    One forward is recorded. What a recording cannot show goes through torch.export: slower, and the same graph. So does,
+    with ``insist``, a forward that raises, though it will most likely raise again.
 
     Raises:
         CaptureError: the model cannot be traced with these inputs.
@@ -47,6 +48,8 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
             stopped = refused
         log.debug("%s goes through torch.export: %s", name, _first_line(stopped))
         try:
+            if not insist and isinstance(stopped.cause, RuntimeError):
+                raise stopped
             with quiet():
                 return export(model, inputs)
         except Exception as error:
