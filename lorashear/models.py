@@ -176,10 +176,12 @@ def expressible(
             members = [g for g in found.values() if (g.kind, g.size) == family and g.prunable]
             removed = {g.name: [block * g.axis.size for block in range(g.blocks)] for g in members}
             fits = alone and emit.fields_for(config, found, removed, one_layer=True) is not None
+            why = f"no field of {type(config).__name__} sets this width alone"
             if not fits and module is not None and found.typed is not None:
                 hollow = hollow or emptied(module)
-                fits = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))[0] is not None
-            verdicts[family] = "" if fits else f"no field of {type(config).__name__} sets this width alone"
+                small, wrong = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))
+                fits, why = small is not None, f"{why}: {wrong}"
+            verdicts[family] = "" if fits else why
         reason = each.reason or verdicts.get(family, "")
         result.append(replace(each, prunable=not reason, reason=reason))
     return Groups(result, found.tensors, found.norms, found.tied, found.typed)

@@ -90,7 +90,7 @@ def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph)
     """How many operators of the copy are as wanted, and what the first other one is."""
     try:
         with adapters.every_one(small):
-            return agreement(capture(small, inputs, insist=False), wanted)
+            return agreement(capture(small, inputs), wanted)
     except CaptureError as error:
         return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), str(error)
 

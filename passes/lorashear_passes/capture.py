@@ -28,11 +28,10 @@ class CaptureError(ValueError):
     partial: Graph | None = None
 
 
-def capture(model: torch.nn.Module, inputs: Mapping[str, Any], *, insist: bool = True) -> Graph:
+def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     """Trace ``model(**inputs)`` in eval mode; sizes are those of the inputs. The model is left as it was.
 
-    One forward is recorded. What a recording cannot show goes through torch.export: slower, and the same graph. So does,
-    with ``insist``, a forward that raises, though it will most likely raise again.
+    One forward is recorded. What a recording cannot show goes through torch.export: slower, and the same graph.
 
     Raises:
         CaptureError: the model cannot be traced with these inputs.
@@ -48,8 +47,6 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any], *, insist: bool =
             stopped = refused
         log.debug("%s goes through torch.export: %s", name, _first_line(stopped))
         try:
-            if not insist and isinstance(stopped.cause, RuntimeError):
-                raise stopped
             with quiet():
                 return export(model, inputs)
         except Exception as error:
