@@ -58,7 +58,9 @@ def settle(model: torch.nn.Module) -> None:
     """
     shrunk: set[str] = set()
     for _, layer in _layers(model):
-        for adapter, rank in getattr(layer, "r", {}).items():
+        if not hasattr(layer, "lora_A"):  # another method of peft, which has no rank or counts it in its own way
+            continue
+        for adapter, rank in layer.r.items():
             down, up = _weights(layer, adapter)
             layer.in_features, layer.out_features = down.shape[1], up.shape[0]
             # A wrapped parameter of several experts keeps their ranks side by side.
@@ -79,7 +81,9 @@ def check_mergeable(model: torch.nn.Module) -> None:
     """
     name = type(model).__name__
     if not _is_peft(model) or not holds(model):
-        raise LorashearError(f"{name} is no PeftModel with adapters in its layers, so there is nothing to merge: leave merge out")
+        raise LorashearError(
+            f"{name} is no PeftModel with adapters in its layers, so there is nothing to merge: leave merge out"
+        )
     if any(layer._disable_adapters for _, layer in _layers(model)):
         raise LorashearError(f"the adapters of this {name} are disabled: enable those to merge, or leave merge out")
 
@@ -141,13 +145,14 @@ def _weights(layer: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B of an adapter."""
     if adapter in layer.lora_embedding_A:
         return layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
-    return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+    return getattr(down, "weight", down), getattr(up, "weight", up)
 
 
 def _alpha(layer: Any, adapter: str) -> float:
     """The alpha that gives a layer's scaling at its rank."""
     rank = layer.r[adapter]
-    alpha = layer.scaling[adapter] * (math.sqrt(rank) if layer.use_rslora[adapter] else rank)
+    alpha = layer.scaling[adapter] * (math.sqrt(rank) if layer.use_rslora.get(adapter) else rank)
     return int(alpha) if alpha == int(alpha) else alpha
 
 

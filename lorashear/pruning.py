@@ -17,6 +17,7 @@ from lorashear.errors import LorashearError
 from lorashear.rebuild import rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
+from lorashear_passes.infer import RuleError
 from lorashear_passes.program import cut_tensor, record, sliced, zeroed
 
 Removed = Mapping[str, Collection[int]]
@@ -46,6 +47,7 @@ def prune(
         model = models.AutoModelForCausalLM.from_pretrained(resolve(model), dtype="auto")
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
+    removed = {name: _plain(indices) for name, indices in removed.items()}
     if merge:
         adapters.check_mergeable(model)
     if adapters.holds(model):
@@ -119,6 +121,11 @@ def _plain_config(
     return (made, found) if made is not None else None
 
 
+def _plain(indices: Any) -> Collection[int]:
+    """Structures as a list: they may be an array or a tensor."""
+    return indices.tolist() if hasattr(indices, "tolist") else indices
+
+
 def _check(groups: Groups, removed: Removed) -> None:
     try:
         groups.check(removed)
@@ -136,9 +143,7 @@ def _runs(small: torch.nn.Module) -> torch.nn.Module:
     return small
 
 
-def _own_class(
-    model: torch.nn.Module, made: emit.Emission, groups: Groups, removed: Removed
-) -> torch.nn.Module:
+def _own_class(model: torch.nn.Module, made: emit.Emission, groups: Groups, removed: Removed) -> torch.nn.Module:
     """The model of the changed config, with what stays of the weights."""
     made.config._attn_implementation = model.config._attn_implementation  # type: ignore[union-attr]
     cuts = groups.cuts(removed)
@@ -162,11 +167,14 @@ def _own_class(
 
 
 def _captured(model: torch.nn.Module, removed: Removed, inputs: Mapping[str, Any]) -> torch.nn.Module:
+    models.captured(model, inputs)  # its errors name the module, which torch.export's do not
     try:
         program = record(model, inputs)
         return sliced(program, models.group(program.graph), removed)
     except (CaptureError, SelectionError) as error:
         raise LorashearError(str(error)) from error
+    except RuleError as error:
+        raise models.fault(error) from error
 
 
 def masked(model: torch.nn.Module, groups: Groups, removed: Mapping[str, Collection[int]]) -> None:

@@ -92,7 +92,7 @@ def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph)
         with adapters.every_one(small):
             return agreement(capture(small, inputs), wanted)
     except CaptureError as error:
-        return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), str(error)
+        return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), error.reason
 
 
 def _cut_copy(model: torch.nn.Module, groups: Groups, removed: Removed) -> torch.nn.Module:
