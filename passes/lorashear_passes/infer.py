@@ -44,16 +44,16 @@ def infer(graph: Graph) -> Graph:
     if graph.functions:
         return with_types(graph, infer(expand(graph)))
     typing = Typing(Solver(), {value.name: value for value in graph.values()})
-    readers: dict[str, Node] = {}
+    readers: dict[str, str] = {}  # the same one in whatever order the nodes stand
     for node in graph.nodes:
         for name in node.references():
-            readers.setdefault(name, node)
+            readers[name] = min(readers.get(name, where(node)), where(node))
     for source in graph.sources:
         read = readers.get(source.value.name)
         if read is None and source.value.name not in graph.outputs:
             reason = f"is a dim of {source.path}, which the traced forward does not read"
         else:
-            reason = _frozen(source, where(read) if read is not None else "the output")
+            reason = _frozen(source, read or "the output")
         typing.dims[source.value.name] = typing.fresh(source.value.shape, reason)
     for node in graph.nodes:
         made = _dims(node, typing)
