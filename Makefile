@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test check format wheel bench study clean
+.PHONY: help .venv demo test check format wheel bench families study clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z]+:.*## ' Makefile | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,9 @@ wheel: .venv/stamp  ## build the wheel, look into it, and try it in a fresh envi
 
 bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 	$(BIN)/python tools/bench_analysis.py
+
+families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); half an hour
+	$(BIN)/python -m tools.families --all
 
 study: .venv/stamp  ## what ranks, refits and splits are worth (docs/measurements.md); half an hour
 	$(BIN)/python tools/study_criteria.py

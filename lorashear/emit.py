@@ -90,7 +90,7 @@ def fields_for(config: PreTrainedConfig, groups: Groups, removed: Removed, *, on
     if is_uniform(groups, removed):
         for changes in _candidates(config, groups, removed):
             for route, made in _configs(config, {**changes, **eps}):
-                if _fits(made, wanted, one_layer):
+                if _fits(made, wanted, one_layer and _shows_in_one_layer(config, groups, wanted)):
                     return Emission(made, route)
     made = _per_layer(config, groups, removed, eps)
     return Emission(made, "per-layer") if made is not None and _fits(made, wanted, False) else None
@@ -199,6 +199,18 @@ def _fits(config: PreTrainedConfig, wanted: Shapes, one_layer: bool) -> bool:
     stored = model.state_dict()
     built = {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers()) if n in stored}
     return all(wanted.get(name) == shape for name, shape in built.items()) and (one_layer or len(built) == len(wanted))
+
+
+def _shows_in_one_layer(config: PreTrainedConfig, groups: Groups, wanted: Shapes) -> bool:
+    """Whether the first layer has a parameter that changes: layers of a hybrid are not alike."""
+    changed = {name for name, dims in groups.tensors.items() if wanted[name] != tuple(d.size for d in dims)}
+    single = _make(type(config), {**config.to_dict(), "num_hidden_layers": 1})
+    if single is None:
+        return False
+    try:
+        return any(name in changed for name, _ in build(single, "meta").named_parameters())
+    except Exception:  # a class that has no single layer
+        return False
 
 
 def build(config: PreTrainedConfig, device: str) -> torch.nn.Module:

@@ -18,7 +18,8 @@ from lorashear.rebuild import rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
-from lorashear_passes.program import cut_tensor, record, sliced, zeroed
+from lorashear_passes.neutralise import zeroed
+from lorashear_passes.program import cut_tensor, record, sliced
 
 Removed = Mapping[str, Collection[int]]
 
@@ -138,7 +139,7 @@ def _runs(small: torch.nn.Module) -> torch.nn.Module:
     odd = any(p.dim() == 3 and any(s * p.element_size() % 16 for s in p.shape[1:]) for p in small.parameters())
     for module in small.modules() if odd else ():
         config = getattr(module, "config", None)
-        if getattr(config, "_experts_implementation", None) == "grouped_mm":
+        if isinstance(config, PreTrainedConfig) and getattr(config, "_experts_implementation", "") == "grouped_mm":
             config._experts_implementation = "eager"
     return small
 

@@ -30,6 +30,10 @@ logging.disable_progress_bar()
 torch.set_num_threads(1 if IN_WORKER else 2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update", action="store_true", help="rewrite the expected texts")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from lorashear_ir.graph import Argument, Graph, Ref
 from lorashear_passes.capture import CaptureError, capture, export
 from lorashear_passes.infer import infer
 from lorashear_passes.record import CannotRecord, record
+from lorashear_passes.tracing import whole_experts
 
 IDS = {"input_ids": torch.zeros(2, 5, dtype=torch.long), "use_cache": False}
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -87,6 +89,8 @@ def on_meta() -> dict[str, Any]:
 
 def renumbered(graph: Graph) -> Graph:
     """The graph with values named by their order, sources by their paths."""
+    paths = {s.path: re.sub(r"lifted_tensor_\d+", "lifted_tensor", s.path) for s in graph.sources}
+    graph = replace(graph, sources=tuple(replace(s, path=paths[s.path]) for s in graph.sources))
     sources = sorted(graph.sources, key=lambda each: (each.role, each.path))
     names = {each.value.name: f"s{i}" for i, each in enumerate(sources)}
     made = [value for node in graph.nodes for value in node.outputs]
@@ -116,8 +120,9 @@ def renumbered(graph: Graph) -> Graph:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_recording_is_the_exported_graph(family: str) -> None:
     model, inputs = FAMILIES[family]()
-    recorded = record(model, inputs)
-    assert str(renumbered(recorded)) == str(renumbered(export(model, inputs)))
+    with whole_experts(model):
+        recorded = record(model, inputs)
+        assert str(renumbered(recorded)) == str(renumbered(export(model, inputs)))
     assert lorashear.parse(str(recorded)) == recorded
 
 

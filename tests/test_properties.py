@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from lorashear_ir.groups import Group, Groups, SelectionError, TensorCut
 from lorashear_passes import program as running
 from lorashear_passes.groups import group
+from lorashear_passes.neutralise import neutralised, zeroed
 from lorashear_passes.program import Program as Captured
-from lorashear_passes.program import neutralised, record, sliced
+from lorashear_passes.program import record, sliced
 from lorashear_passes.resize import resize
 from tests.programs import BATCH, Program, Sketch, sketches
 
@@ -131,7 +132,7 @@ def cut_alone(
     zeros = running.runnable(program)
     for name, tensor in running.tensors(zeros):
         if name in cuts:
-            running.replace_tensor(zeros, name, running.zeroed(tensor.detach(), cuts[name]))
+            running.replace_tensor(zeros, name, zeroed(tensor.detach(), cuts[name]))
     with torch.inference_mode():
         want = zeros(x)
     for chosen in itertools.product((False, True), repeat=len(changed)):

@@ -11,8 +11,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from lorashear_ir.graph import Graph
 from lorashear_passes.exported import translate
-from lorashear_passes.record import CannotRecord, record
-from lorashear_passes.tracing import quiet, untouched, whole_experts
+from lorashear_passes.tracing import CannotRecord, quiet, untouched, whole_experts
+
+try:
+    from lorashear_passes.record import record
+except ImportError:  # a torch whose private names have moved: torch.export gives the same graph, more slowly
+    record = None
 
 __all__ = ["CaptureError", "capture", "export", "exported", "translate"]
 
@@ -42,6 +46,8 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
         for module in model.modules():
             module.training = False  # as eval() sets it, which some classes override to do more
         try:
+            if record is None:
+                raise CannotRecord("this torch cannot be recorded")
             with quiet():
                 return record(model, inputs)
         except CannotRecord as refused:

@@ -1,27 +1,19 @@
-"""A captured program that can be run: with structures at their neutral value, or without them.
-
-Both start from the same `torch.export` program, so that they show the theorem on any module, whatever its class.
-"""
+"""A captured program that can be run, as it is or without some structures, whatever the class of its module."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lorashear_ir.axes import axes_of, product
 from lorashear_ir.graph import Argument, Graph, Node, Ref
-from lorashear_ir.groups import Groups, Selection, TensorCut, block_axes
-from lorashear_ir.ops.base import argument
-from lorashear_ir.ops.index import chosen_axes
+from lorashear_ir.groups import Groups, TensorCut
 from lorashear_passes.aten import op_name
 from lorashear_passes.capture import exported, translate
 from lorashear_passes.infer import infer
-from lorashear_passes.neutral import SELECTS, routed
 from lorashear_passes.resize import resize
 
 Removed = Mapping[str, Any]
@@ -75,41 +67,6 @@ def rewrite(module: torch.fx.GraphModule, pairs: Sequence[tuple[Node, Node]]) ->
     module.recompile()
 
 
-def neutralised(program: Program, groups: Groups, removed: Removed) -> torch.fx.GraphModule:
-    """The program with the structures at their neutral value: weights 0, and −∞ for scores that are compared."""
-    module = runnable(program)
-    with torch.no_grad():
-        for name, tensor in tensors(module):
-            cut = groups.cuts(removed).get(groups.tied.get(name, name))
-            if cut is not None:
-                replace_tensor(module, name, zeroed(tensor.detach(), cut))
-    selection = groups.selection(removed)
-    dims = {value.name: value.dims or () for value in program.graph.values()}
-    chosen = {axis for dim in routed(program.graph, dims) for axis in axes_of(dim)} & {
-        groups[name].axis for name, indices in removed.items() if indices
-    }
-    blocks = {axis for name in removed if groups[name].blocks > 1 for axis in block_axes(groups[name])}
-    gone = {groups[name].axis for name, indices in removed.items() if indices}
-    for fx_node in list(module.graph.nodes):
-        if fx_node.op == "call_function" and op_name(fx_node.target).rstrip("_") in DIVISIONS:
-            _divide_by_one(module, fx_node, dims, selection, gone)
-    masks = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.op in SELECTS}
-    for fx_node in list(module.graph.nodes) if chosen else ():
-        if fx_node.op == "call_function" and fx_node.name in masks:
-            _hide(module, fx_node, masks[fx_node.name], dims, selection, chosen, blocks)
-    module.recompile()
-    return module
-
-
-def zeroed(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:
-    """A copy, zero at every index that a cut does not keep."""
-    result = tensor.clone()
-    for dim, kept in cut.keep.items():
-        gone = sorted(set(range(tensor.shape[dim])) - set(kept))
-        result.index_fill_(dim, torch.tensor(gone, device=tensor.device, dtype=torch.long), 0)
-    return result
-
-
 def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
@@ -160,73 +117,3 @@ def _rewrite(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
 def _python(value: Argument) -> Any:
     assert not isinstance(value, Ref)
     return [_python(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _hide(
-    module: torch.fx.GraphModule,
-    fx_node: torch.fx.Node,
-    node: Node,
-    dims: Mapping[str, tuple[Any, ...]],
-    selection: Selection,
-    chosen: set[Any],
-    blocks: set[Any],
-) -> None:
-    """−∞ at the removed indices of the scores that an operator compares."""
-    source = node.arguments[0]
-    assert isinstance(source, Ref)
-    along = chosen_axes(node, dims) if node.op in ("topk", "argmax") else None
-    places = (
-        range(len(dims[source.name])) if node.op.startswith("sigmoid") else [_along(node, dims[source.name], along)]
-    )
-    for place in places:
-        dim = dims[source.name][place]
-        if not chosen & set(axes_of(dim)):
-            continue
-        # Which index of a block goes depends on the block, which may be a dim further left.
-        first = min([place, *(i for i, d in enumerate(dims[source.name]) if blocks & set(axes_of(d)))])
-        together = dims[source.name][first : place + 1]
-        mask = torch.ones(math.prod(d.size for d in together), dtype=torch.bool)
-        mask[selection.kept(product(together))] = False
-        name = f"hidden_{fx_node.name}_{place}"
-        shape = [*(d.size for d in together), *[1] * (len(dims[source.name]) - 1 - place)]
-        module.register_buffer(name, mask.reshape(shape), persistent=False)
-        with module.graph.inserting_before(fx_node):
-            where = module.graph.get_attr(name)
-            hidden = module.graph.call_function(
-                torch.ops.aten.masked_fill.Scalar, (fx_node.args[0], where, float("-inf"))
-            )
-        fx_node.args = (hidden, *fx_node.args[1:])
-
-
-def _divide_by_one(
-    module: torch.fx.GraphModule,
-    fx_node: torch.fx.Node,
-    dims: Mapping[str, tuple[Any, ...]],
-    selection: Selection,
-    gone: set[Any],
-) -> None:
-    """What was removed divides by 1: 0/0 counts as 0."""
-    below = fx_node.args[1]
-    while isinstance(below, torch.fx.Node) and below.name not in dims and below.args:
-        below = below.args[0]  # copies that the graph leaves out
-    if not isinstance(below, torch.fx.Node) or below.name not in dims:
-        return
-    for place, dim in enumerate(dims[below.name]):
-        if not gone & set(axes_of(dim)):
-            continue
-        mask = torch.ones(dim.size, dtype=torch.bool)
-        mask[selection.kept(dim)] = False
-        name = f"divisor_{fx_node.name}_{place}"
-        module.register_buffer(name, mask.reshape(-1, *[1] * (len(dims[below.name]) - 1 - place)), persistent=False)
-        with module.graph.inserting_before(fx_node):
-            where = module.graph.get_attr(name)
-            one = module.graph.call_function(torch.ops.aten.masked_fill.Scalar, (fx_node.args[1], where, 1.0))
-        fx_node.args = (fx_node.args[0], one, *fx_node.args[2:])
-
-
-def _along(node: Node, dims: tuple[Any, ...], chosen: Any) -> int:
-    if chosen is not None:
-        return next(i for i, d in enumerate(dims) if d is chosen)
-    place = argument(node, 1)
-    assert isinstance(place, int)
-    return place % len(dims)

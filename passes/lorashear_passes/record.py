@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -24,17 +25,12 @@ from torch.utils.weak import TensorWeakRef
 from lorashear_ir.graph import Argument, Graph, Node, Ref, Role, Source
 from lorashear_passes import aten
 from lorashear_passes.calls import Calls
-from lorashear_passes.tracing import Names, finished, untouched
+from lorashear_passes.tracing import CannotRecord, Names, finished, untouched
+
+KNOWN = 64
+"""Elements of an index range whose numbers are kept, so that what a forward reads out of it is known."""
 
 BACKENDS = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
-
-
-class CannotRecord(RuntimeError):
-    """The forward cannot be recorded: its error or, in words, what it does; the path of the module; and the graph so far."""
-
-    def __init__(self, cause: Exception | str, module: str = "", partial: Graph | None = None) -> None:
-        super().__init__(str(cause))
-        self.cause, self.module, self.partial = cause, module, partial
 
 
 def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
@@ -50,9 +46,10 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
             raise NotImplementedError("the module paths of an fx.GraphModule are in its nodes, not in calls")
         recorder = Recorder(calls, _attributes(model))
         fake = FakeTensorMode(allow_non_fake_inputs=True)
+        fakes = _Fakes(fake)
         with untouched(model):
-            given = pytree.tree_map_only(torch.Tensor, fake.from_tensor, dict(inputs))
-            _swap(model, fake)
+            given = pytree.tree_map_only(torch.Tensor, fakes.of, dict(inputs))
+            _swap(model, fakes)
             recorder.begin(model, given)
             with torch.no_grad(), _exporting(), calls.watched(), fake, enable_python_dispatcher(), recorder:
                 result = model(**given)
@@ -63,6 +60,22 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
         partial = Graph(type(model).__name__, tuple(recorder.sources), tuple(recorder.nodes), ()) if recorder else None
         raise CannotRecord(error, calls.stopped_in, partial) from error
     return finished(model, recorder.sources, recorder.nodes, outputs)
+
+
+class _Fakes:
+    """Stand-ins for tensors, one for each, however often it is given."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._made: dict[int, torch.Tensor] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor without storage passes for one on the CPU, so that constants beside it keep their numbers."""
+        if not tensor.is_meta or isinstance(tensor, FakeTensor):
+            return self._mode.from_tensor(tensor)
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
+        return self._made[id(tensor)]
 
 
 class Recorder(ProxyTorchDispatchMode):
@@ -120,6 +133,10 @@ class Recorder(ProxyTorchDispatchMode):
         with no_python_dispatcher():  # nobody asks what the call itself is made of
             result = func(*args, **kwargs)
         op = aten.op_name(func)
+        if op == "arange" and isinstance(result, FakeTensor) and result.numel() <= KNOWN:
+            # Positions are known, and some rotary embeddings ask for the last of them.
+            with unset_fake_temporarily():
+                result.constant = func(*args, **{**kwargs, "device": "cpu"})
         if func.namespace == "prim" or op in aten.CHECKS:
             return result
         first = args[0] if args else None
@@ -192,12 +209,12 @@ def _known(given: Any) -> torch.Tensor | None:
     return held if isinstance(held, torch.Tensor) and not held.is_meta else None
 
 
-def _swap(model: torch.nn.Module, fake: FakeTensorMode) -> None:
+def _swap(model: torch.nn.Module, fakes: _Fakes) -> None:
     """Put a fake of the same shape into the place of every parameter and buffer; a tied one has one fake."""
     for module in model.modules():
         places: list[dict[str, Any]] = [module._parameters, module._buffers]
         for place in places:
-            place.update({name: fake.from_tensor(tensor) for name, tensor in place.items() if tensor is not None})
+            place.update({name: fakes.of(tensor) for name, tensor in place.items() if tensor is not None})
 
 
 def _attributes(model: torch.nn.Module) -> dict[int, str]:
@@ -228,12 +245,15 @@ def _key(key: Any) -> str:
 def _exporting() -> Iterator[None]:
     """What torch.export sets: models ask is_exporting() before they look into a tensor; no backend has ops of its own."""
     flags = torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag
+    limit = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = KNOWN
     backends = [(each, each.set_flags(False)) for each in BACKENDS]
     torch.compiler._is_compiling_flag = torch.compiler._is_exporting_flag = True
     try:
         with BaseTorchFunctionMode():  # modules with a fused kernel keep to their parts where a function mode is on
             yield
     finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
         torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag = flags
         for backend, before in backends:
             backend.set_flags(*before)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lorashear_ir.graph import Argument, Graph, Node, Ref
 from lorashear_ir.ops import TABLE, where
+from lorashear_ir.ops.base import argument, position
 
 CASTS = frozenset("to _to_copy float type_as clone contiguous detach alias".split())
 RESHAPES = frozenset("view reshape _unsafe_view unsqueeze squeeze expand flatten expand_as".split())
@@ -91,15 +92,20 @@ def spelled_out(node: Node, shapes: dict[str, tuple[int, ...]]) -> tuple[Argumen
     row = TABLE.get(node.op)
     if row is None or row.sizes is None or not node.outputs:
         return node.arguments
+    source = argument(node, 0)
+    if not isinstance(source, Ref):
+        return node.arguments
+    shape = shapes[source.name]
     if node.op in ("view", "reshape", "_unsafe_view", "expand", "broadcast_to"):
-        return (node.arguments[0], node.outputs[0].shape)
+        return (source, node.outputs[0].shape)
     if node.op in ("split", "split_with_sizes", "chunk"):
-        along = node.arguments[2] if len(node.arguments) > 2 else 0
-        assert isinstance(along, int) and isinstance(node.arguments[0], Ref)
-        along %= len(shapes[node.arguments[0].name])
-        return (node.arguments[0], tuple(v.shape[along] for v in node.outputs), along)
+        along = position(argument(node, 2, 0), len(shape))
+        return (source, tuple(value.shape[along] for value in node.outputs), along)
     if node.op == "slice":
         return _slice(node, shapes)
+    if node.op == "select":
+        along, index = position(argument(node, 1, 0), len(shape)), argument(node, 2, 0)
+        return (source, along, index % shape[along] if isinstance(index, int) else index)
     return node.arguments
 
 

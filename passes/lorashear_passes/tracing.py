@@ -15,6 +15,14 @@ from lorashear_passes.dead import without_dead
 LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 
 
+class CannotRecord(RuntimeError):
+    """The forward cannot be recorded: its error or, in words, what it does; the path of the module; and the graph so far."""
+
+    def __init__(self, cause: Exception | str, module: str = "", partial: Graph | None = None) -> None:
+        super().__init__(str(cause))
+        self.cause, self.module, self.partial = cause, module, partial
+
+
 class Names:
     """Names no two of which are equal: ``linear``, ``linear_1``, ``linear_2``."""
 
