@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lorashear.errors import LorashearError
+from lorashear.errors import Fault, LorashearError
 from lorashear.terminal import Terminal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -39,14 +39,14 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         print(f"lorashear: {sentence}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, Fault) else 2) from None
     if code == STOPPED:
         print("lorashear: stopped; nothing was written", file=sys.stderr)
     raise SystemExit(code or 0)
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user of a request or an input that is wrong; None for a fault of ours."""
+    """What to tell the user of a request or an input that is wrong; None for a fault of ours that nobody foresaw."""
     if isinstance(error, LorashearError):
         return str(error)
     usage = getattr(error, "format_message", None)  # typer's own, whose class moved between its versions

@@ -28,7 +28,6 @@ from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
-from lorashear_passes.infer import infer
 from lorashear_passes.oneshot import Outcome, compress
 from lorashear_passes.surgery import Settings as Surgery
 
@@ -144,7 +143,7 @@ def _compile(
         graph = models.captured(twin)
         stage.made("capture", lambda: str(graph))
     with stage("infer"):
-        typed = infer(graph)
+        typed = models.typed(graph)
         stage.made("infer", lambda: str(compose(typed)))
     with stage("group"):
         groups = models.expressible(group(typed), config)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lorashear import checkpoint, emit
-from lorashear.errors import LorashearError
+from lorashear import adapters, checkpoint, emit
+from lorashear.errors import Fault, LorashearError
 from lorashear.rebuild import rebuilt
 from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
@@ -21,7 +21,7 @@ from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
-from lorashear_passes.infer import infer
+from lorashear_passes.infer import RuleError, infer
 
 Model = str | Path | torch.nn.Module
 Inputs = Mapping[str, Any] | Sequence[Any] | torch.Tensor
@@ -84,18 +84,45 @@ def keywords(module: torch.nn.Module, inputs: Inputs | None = None) -> dict[str,
     Raises:
         LorashearError: the module needs inputs, or other ones.
     """
-    if inputs is None and not isinstance(getattr(module, "config", None), PreTrainedConfig):
-        raise LorashearError(f"{type(module).__name__} is no transformers model: pass inputs, its forward's arguments")
+    signature = inspect.signature(_called(module).forward)
     if inputs is None:
-        return example_inputs(module)
-    if not isinstance(inputs, Mapping):
-        given = inputs if isinstance(inputs, tuple | list) else (inputs,)
-        try:
-            inputs = inspect.signature(module.forward).bind(*given).arguments
-        except TypeError as error:
-            raise LorashearError(f"{type(module).__name__} cannot be called with these inputs: {error}") from error
+        return _default_inputs(module, signature)
+    named = isinstance(inputs, Mapping)
+    given = () if named else inputs if isinstance(inputs, tuple | list) else (inputs,)
+    try:
+        bound = signature.bind(*given, **(inputs if named else {}))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise LorashearError(
+            f"{type(module).__name__} cannot be called with these inputs: {error}; {_takes(signature)}"
+        ) from error
+    if not named and any(signature.parameters[name].kind.name == "VAR_POSITIONAL" for name in bound.arguments):
+        raise LorashearError(f"{type(module).__name__} takes any number of arguments: pass inputs by their names")
+    values = inputs if named else bound.arguments
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}  # type: ignore[union-attr]
+
+
+def _default_inputs(module: torch.nn.Module, signature: inspect.Signature) -> dict[str, Any]:
+    """Token ids, for a model that is called with these alone."""
+    name, config = type(module).__name__, getattr(module, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise LorashearError(f"{name} is no transformers model: pass inputs; {_takes(signature)}")
+    main = getattr(_called(module), "main_input_name", "input_ids")
+    if main != "input_ids" or config.is_encoder_decoder:
+        needs = main if main != "input_ids" else "the inputs of its encoder and of its decoder"
+        raise LorashearError(f"{name} needs {needs}, not token ids alone: pass inputs; {_takes(signature)}")
+    return example_inputs(module)
+
+
+def _takes(signature: inspect.Signature) -> str:
+    """The arguments of a forward in words."""
+    names = [p.name for p in signature.parameters.values() if not p.kind.name.startswith("VAR")]
+    return f"its forward takes {', '.join(names) or 'no arguments'}"
+
+
+def _called(module: torch.nn.Module) -> torch.nn.Module:
+    """The module whose forward names the arguments: that of a PeftModel hands on whatever it is given."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
 
 
 def emptied(module: torch.nn.Module) -> torch.nn.Module:
@@ -119,15 +146,34 @@ def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool
     Raises:
         LorashearError: no such model, inputs missing, or the model cannot be traced.
     """
-    return compose(infer(captured(as_module(model, trust_remote_code=trust_remote_code), inputs)))
+    return compose(typed(captured(as_module(model, trust_remote_code=trust_remote_code), inputs)))
 
 
 def captured(module: torch.nn.Module, inputs: Inputs | None = None) -> Graph:
-    """The graph of a module before inference."""
+    """The graph of a module before inference, with all adapters that it has."""
     try:
-        return capture(module, keywords(module, inputs))
+        with adapters.every_one(module):
+            return capture(module, keywords(module, inputs))
     except CaptureError as error:
-        raise LorashearError(str(error)) from error
+        hint = "" if inputs is not None else "; if it needs more than token ids, pass inputs"
+        raise LorashearError(f"{error}{hint}") from error
+
+
+def typed(graph: Graph) -> Graph:
+    """The graph with its types.
+
+    Raises:
+        Fault: a rule of the op table is wrong.
+    """
+    try:
+        return infer(graph)
+    except RuleError as error:
+        raise fault(error) from error
+
+
+def fault(error: RuleError) -> Fault:
+    """What to say of a rule that is wrong."""
+    return Fault(f"{error}; this is a fault of LoRAShear, not of the model: please report it")
 
 
 def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Groups:
@@ -137,7 +183,7 @@ def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_c
     the width.
     """
     if isinstance(model, Graph):
-        return group(infer(expand(model)) if model.functions else model)
+        return group(typed(expand(model)) if model.functions else model)
     module = as_module(model, trust_remote_code=trust_remote_code)
     found = analysed(module, inputs)
     config = getattr(module, "config", None)
@@ -146,7 +192,7 @@ def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_c
 
 def analysed(module: torch.nn.Module, inputs: Inputs | None = None) -> Groups:
     """The node groups of a module, whether or not its class can take other widths."""
-    return group(infer(captured(module, inputs)))
+    return group(typed(captured(module, inputs)))
 
 
 def expressible(
@@ -161,6 +207,7 @@ def expressible(
     attributes are set is enough.
     """
     hollow = None
+    alone = module is None or not adapters.holds(module)  # no config says the widths of adapters
     verdicts: dict[tuple[str, int], str] = {}
     result = []
     for each in found.values():
@@ -168,11 +215,13 @@ def expressible(
         if each.prunable and family not in verdicts:
             members = [g for g in found.values() if (g.kind, g.size) == family and g.prunable]
             removed = {g.name: [block * g.axis.size for block in range(g.blocks)] for g in members}
-            fits = emit.fields_for(config, found, removed, one_layer=True) is not None
+            fits = alone and emit.fields_for(config, found, removed, one_layer=True) is not None
+            why = f"no field of {type(config).__name__} sets this width alone"
             if not fits and module is not None and found.typed is not None:
                 hollow = hollow or emptied(module)
-                fits = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))[0] is not None
-            verdicts[family] = "" if fits else f"no field of {type(config).__name__} sets this width alone"
+                small, wrong = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))
+                fits, why = small is not None, f"{why}: {wrong}"
+            verdicts[family] = "" if fits else why
         reason = each.reason or verdicts.get(family, "")
         result.append(replace(each, prunable=not reason, reason=reason))
     return Groups(result, found.tensors, found.norms, found.tied, found.typed)

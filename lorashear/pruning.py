@@ -1,6 +1,6 @@
 """`prune`: chosen structures go, in memory, and a new module comes back; the given one is not touched.
 
-Three ways, the plainest that is exact: the model's own class from a changed config; a copy of the model whose modules are
+Ways, the plainest that is exact: the model's own class from a changed config; a copy of the model whose modules are
 set to other widths (`rebuild.py`); for a module without a config, its captured program with the sizes rewritten.
 """
 
@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from lorashear import emit, models
+from lorashear import adapters, emit, models
 from lorashear.errors import LorashearError
 from lorashear.rebuild import rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
+from lorashear_passes.infer import RuleError
 from lorashear_passes.neutralise import zeroed
 from lorashear_passes.program import cut_tensor, record, sliced
 
 Removed = Mapping[str, Collection[int]]
 
 
-def prune(model: models.Model, removed: Removed, inputs: models.Inputs | None = None) -> torch.nn.Module:
+def prune(
+    model: models.Model, removed: Removed, inputs: models.Inputs | None = None, *, merge: bool = False
+) -> torch.nn.Module:
     """A smaller model with the same forward signature.
 
     Args:
@@ -31,6 +34,9 @@ def prune(model: models.Model, removed: Removed, inputs: models.Inputs | None = 
         removed: structures to remove by group name (`lorashear.groups` lists them).
         inputs: what its forward is called with; needed for a module that is no language model of transformers. A module
             without a config comes back as a `torch.fx.GraphModule`, for inputs of the same shapes.
+        merge: of a PeftModel, give the plain model with its active adapters merged into the weights. Without it the
+            result is a PeftModel with all adapters, active or not, whose ranks by module are in their configs; the
+            base model's config says the new widths where its own class can have them.
 
     Raises:
         LorashearError: an unknown or frozen group, a choice that no model can be made of, or a module that cannot be
@@ -42,6 +48,11 @@ def prune(model: models.Model, removed: Removed, inputs: models.Inputs | None = 
         model = models.AutoModelForCausalLM.from_pretrained(resolve(model), dtype="auto")
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
+    removed = {name: _plain(indices) for name, indices in removed.items()}
+    if merge:
+        adapters.check_mergeable(model)
+    if adapters.holds(model):
+        return _runs(_adapted(model, models.analysed(model, inputs), removed, inputs, merge=merge))
     if not isinstance(config, PreTrainedConfig):
         return _captured(model, removed, models.keywords(model, inputs))
     return pruned(model, config, models.analysed(model, inputs), removed, inputs)
@@ -55,18 +66,72 @@ def pruned(
     inputs: models.Inputs | None = None,
 ) -> torch.nn.Module:
     """As `prune`, for a model with a config, whose groups are known already."""
-    try:
-        groups.check(removed)
-    except SelectionError as error:
-        raise LorashearError(str(error)) from error
+    _check(groups, removed)
     made, reason = emit.solve(config, groups, removed)
     if made is not None:
-        return _runs(_own_class(model, config, made, groups, removed))
+        return _runs(_own_class(model, made, groups, removed))
+    return _runs(_rebuilt(model, groups, removed, inputs, reason))
+
+
+def _rebuilt(
+    model: torch.nn.Module, groups: Groups, removed: Removed, inputs: models.Inputs | None, reason: str
+) -> torch.nn.Module:
     assert groups.typed is not None
     small, wrong = rebuilt(model, groups.typed, groups, removed, models.keywords(model, inputs))
     if small is None:
         raise LorashearError(f"{type(model).__name__} cannot take these widths ({reason}): {wrong}")
-    return _runs(small)
+    return small
+
+
+def _adapted(
+    model: torch.nn.Module, groups: Groups, removed: Removed, inputs: models.Inputs | None, *, merge: bool
+) -> torch.nn.Module:
+    """A model with adapters is cut as it is, then merged if asked; its config comes from the plain model's groups."""
+    _check(groups, removed)
+    small = _rebuilt(model, groups, removed, inputs, "no config says the widths of adapters")
+    adapters.settle(small)
+    config = getattr(model, "config", None)
+    solved = _plain_config(model, config, groups, removed, inputs) if isinstance(config, PreTrainedConfig) else None
+    if merge:
+        plain = adapters.merged(small)
+        return plain if solved is None else _own_class(plain, solved[0], solved[1], {})
+    if solved is not None and solved[0].route == "own":
+        now = solved[0].config.to_dict()
+        vars(small.config).update({n: now[n] for n, v in small.config.to_dict().items() if n in now and now[n] != v})
+    return small
+
+
+def _plain_config(
+    model: torch.nn.Module, config: PreTrainedConfig, groups: Groups, removed: Removed, inputs: models.Inputs | None
+) -> tuple[emit.Emission, Groups] | None:
+    """The config of the model without its adapters at the new widths, if there is one, and that model's groups."""
+    without = adapters.without(models.emptied(model))
+    if without is None:
+        return None
+    plain, names = without
+    found = models.analysed(plain, inputs)
+    by_slots = {frozenset(group.slots): name for name, group in found.items()}
+    chosen: dict[str, Collection[int]] = {}
+    for name, indices in removed.items():
+        slots = frozenset((names[path], dim) for path, dim in groups[name].slots if path in names)
+        if slots and slots not in by_slots:
+            return None
+        if slots:  # a rank is in no weight of the plain model
+            chosen[by_slots[slots]] = indices
+    made, _ = emit.solve(config, found, chosen)
+    return (made, found) if made is not None else None
+
+
+def _plain(indices: Any) -> Collection[int]:
+    """Structures as a list: they may be an array or a tensor."""
+    return indices.tolist() if hasattr(indices, "tolist") else indices
+
+
+def _check(groups: Groups, removed: Removed) -> None:
+    try:
+        groups.check(removed)
+    except SelectionError as error:
+        raise LorashearError(str(error)) from error
 
 
 def _runs(small: torch.nn.Module) -> torch.nn.Module:
@@ -79,11 +144,9 @@ def _runs(small: torch.nn.Module) -> torch.nn.Module:
     return small
 
 
-def _own_class(
-    model: torch.nn.Module, config: PreTrainedConfig, made: emit.Emission, groups: Groups, removed: Removed
-) -> torch.nn.Module:
+def _own_class(model: torch.nn.Module, made: emit.Emission, groups: Groups, removed: Removed) -> torch.nn.Module:
     """The model of the changed config, with what stays of the weights."""
-    made.config._attn_implementation = config._attn_implementation
+    made.config._attn_implementation = model.config._attn_implementation  # type: ignore[union-attr]
     cuts = groups.cuts(removed)
     first = next(model.parameters())
     small = emit.build(made.config, "cpu").to(device=first.device, dtype=first.dtype)
@@ -105,11 +168,14 @@ def _own_class(
 
 
 def _captured(model: torch.nn.Module, removed: Removed, inputs: Mapping[str, Any]) -> torch.nn.Module:
+    models.captured(model, inputs)  # its errors name the module, which torch.export's do not
     try:
         program = record(model, inputs)
         return sliced(program, models.group(program.graph), removed)
     except (CaptureError, SelectionError) as error:
         raise LorashearError(str(error)) from error
+    except RuleError as error:
+        raise models.fault(error) from error
 
 
 def masked(model: torch.nn.Module, groups: Groups, removed: Mapping[str, Collection[int]]) -> None:

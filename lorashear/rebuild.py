@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from lorashear import adapters
 from lorashear_ir.graph import Argument, Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -88,9 +89,10 @@ def _set_all(small: torch.nn.Module, settings: Iterable[Setting]) -> None:
 def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> tuple[int, str]:
     """How many operators of the copy are as wanted, and what the first other one is."""
     try:
-        return agreement(capture(small, inputs), wanted)
+        with adapters.every_one(small):
+            return agreement(capture(small, inputs), wanted)
     except CaptureError as error:
-        return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), str(error)
+        return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), error.reason
 
 
 def _cut_copy(model: torch.nn.Module, groups: Groups, removed: Removed) -> torch.nn.Module:

@@ -15,6 +15,7 @@ axis in it, with the reason kept. Sizes are known and positive, so no axis can c
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,12 @@ class Sum:
 
 Dim = Axis | Product | Sum
 ONE = Product((), 1)
+_NAME = re.compile(r"@\d+")
+
+
+def in_words(reason: str, said: Callable[[str], str]) -> str:
+    """A reason with the names that a solver gave to axes replaced by what ``said`` gives for them."""
+    return _NAME.sub(lambda found: said(found[0]), reason)
 
 
 def product(dims: Iterable[Dim]) -> Dim:
@@ -114,10 +121,13 @@ class Solver:
         self.failures: list[str] = []
 
     def fresh(self, size: int, frozen: str = "") -> Dim:
-        """A new axis; the dim ``1`` where the size is 1, since that has no structure to remove."""
+        """A new axis; the dim ``1`` where the size is 1, since that has no structure to remove.
+
+        Its name has the form that `in_words` finds in a reason.
+        """
         if size == 1:
             return ONE
-        axis = Axis(f"a{len(self._variables)}", size)
+        axis = Axis(f"@{len(self._variables)}", size)
         self._variables[axis.name] = _Variable(axis, frozen=frozen)
         return axis
 
@@ -134,6 +144,10 @@ class Solver:
             return dim if all(a is b for a, b in zip(parts, dim.factors, strict=True)) else product(parts)
         parts = [self.resolve(t) for t in dim.terms]
         return dim if all(a is b for a, b in zip(parts, dim.terms, strict=True)) else add(parts)
+
+    def named(self, name: str) -> Dim:
+        """What an axis has become, by its name."""
+        return self.resolve(self._variables[name].axis)
 
     def frozen(self, axis: Axis) -> str:
         """Why a free axis may not shrink, or the empty string."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class Groups(Mapping[str, Group]):
 
     def __getitem__(self, name: str) -> Group:
         if name not in self._groups:
-            raise KeyError(f"no group is called {name}; the first of {len(self)} is {next(iter(self), 'none')}")
+            raise KeyError(self._unknown(name))
         return self._groups[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -197,10 +198,12 @@ class Groups(Mapping[str, Group]):
         by_axis = {group.axis.name: group for group in self.values()}
         for name, indices in removed.items():
             if name not in self:
-                raise SelectionError(f"no group is called {name}; `lorashear groups` lists them")
+                raise SelectionError(self._unknown(name))
             group = self[name]
+            _check_numbers(name, indices)
             if indices and not group.prunable:
-                raise SelectionError(f"{name} cannot be pruned: {group.reason}")
+                it = "it " if group.reason.startswith("is ") else ""
+                raise SelectionError(f"{name} cannot be pruned: {it}{group.reason}")
             if len(set(indices)) != len(indices):
                 raise SelectionError(f"{name} names a structure twice: {sorted(indices)}")
             for index in indices:
@@ -210,11 +213,17 @@ class Groups(Mapping[str, Group]):
                 raise SelectionError(f"{name} would lose all its {group.size} structures; one must stay")
             if group.blocks == 1 and group.size - len(indices) < group.least:
                 raise SelectionError(
-                    f"{name} would be left with {group.size - len(indices)} structures; the router chooses {group.least} at a time"
+                    f"{name} would be left with {group.size - len(indices)} of its {group.size} structures; the router chooses {group.least} at a time"
                 )
             if group.blocks > 1 and indices:
                 self._check_blocks(group, removed, by_axis)
         self._check_choices(removed)
+
+    def _unknown(self, name: str) -> str:
+        """No group has this name; which one may be meant."""
+        close = difflib.get_close_matches(str(name), self._groups, n=1)
+        hint = f"the nearest name is {close[0]}" if close else f"the first of {len(self)} is {next(iter(self), 'none')}"
+        return f"no group is called {name}; {hint}, and `lorashear groups` lists them all"
 
     def _check_choices(self, removed: Mapping[str, Collection[int]]) -> None:
         """Axes that are chosen among together leave enough together."""
@@ -249,7 +258,7 @@ class Groups(Mapping[str, Group]):
             raise SelectionError(f"{group.name} would lose all {group.axis.size} structures of a block; one must stay")
         if counts and group.axis.size - max(counts) < group.least:
             raise SelectionError(
-                f"{group.name} would be left with {group.axis.size - max(counts)} structures in a block; the router needs {group.least}"
+                f"{group.name} would be left with {group.axis.size - max(counts)} of {group.axis.size} structures in a block; the router needs {group.least}"
             )
 
     def widths(self, removed: Mapping[str, Collection[int]]) -> dict[str, int]:
@@ -305,6 +314,17 @@ class Groups(Mapping[str, Group]):
         """The eps of every norm after the removal, by the name of its weight: ``eps ← eps·n/n'``."""
         sizes = {self[name].axis.name: width for name, width in self.widths(removed).items()}
         return {norm.weight: norm.eps * norm.dim.size / size_with(norm.dim, sizes) for norm in self.norms}
+
+
+def _check_numbers(name: str, indices: Collection[int]) -> None:
+    """Structures are whole numbers, in a collection."""
+    if not isinstance(indices, Collection) or isinstance(indices, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SelectionError(f"{name} names structures by {indices!r}; give a list of their numbers")
+    for index in indices:
+        # Whatever counts as a number must also be found in a set of numbers, as a tensor would not be.
+        number = None if isinstance(index, bool) else getattr(index, "__index__", lambda: None)()
+        if number is None or hash(index) != hash(number):
+            raise SelectionError(f"{name} names a structure {index!r}, which is no whole number")
 
 
 def block_axes(group: Group) -> tuple[Axis, ...]:

@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 class CaptureError(ValueError):
     """The model could not be traced; says which class, with which inputs, why, and in which module if that is known.
 
-    ``partial`` is the graph of what ran before, where that is known.
+    ``reason`` is the why and where alone; ``partial`` is the graph of what ran before, where that is known.
     """
 
+    reason: str = ""
     partial: Graph | None = None
 
 
@@ -57,8 +58,9 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
                 return export(model, inputs)
         except Exception as error:
             given = f"with inputs {', '.join(inputs)}" if inputs else "without inputs"
-            failed = CaptureError(f"{name} cannot be traced {given}: {_reason(stopped, error)}")
-            failed.partial = stopped.partial
+            reason = _reason(stopped, error)
+            failed = CaptureError(f"{name} cannot be traced {given}: {reason}")
+            failed.reason, failed.partial = reason, stopped.partial
             raise failed from error
 
 

@@ -1,6 +1,7 @@
 """Type inference: every dim of every tensor becomes an expression over axes.
 
-1. Every dim of every source is a fresh axis. Recomputed buffers, constants and program inputs are frozen.
+1. Every dim of every source is a fresh axis. Recomputed buffers, constants, program inputs and what nothing reads are
+   frozen.
 2. Every node states the equations of its row in the op table; unification solves them as they come.
 3. A node without a row freezes all that it touches, and the reason names it.
 4. Indices that are counted with as numbers freeze what they point into.
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from lorashear_ir.axes import Axis, Dim, Solver, axes_of
+from lorashear_ir.axes import Axis, Dim, Solver, axes_of, in_words
 from lorashear_ir.choices import choices, least
 from lorashear_ir.functions import expand, with_types
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Source, Value, references
@@ -27,21 +28,21 @@ from lorashear_passes.neutral import judge
 from lorashear_passes.norms import find_norms
 
 FROZEN_SOURCES = {
-    "buffer": "is a dim of {path}, which is not stored but recomputed from the config",
-    "constant": "is a dim of the constant {path}",
+    "buffer": "is a dim of {path}, which is not stored but recomputed from the config and read by {reader}",
+    "constant": "is a dim of the constant {path}, which {reader} reads",
     "input": "is a dim of the program's input {path}",
 }
 
 
 class RuleError(AssertionError):
-    """A row of the op table contradicts itself: the shapes that it gives are not those of the results."""
+    """A row of the op table contradicts itself: it fails, or the shapes that it gives are not those of the results."""
 
 
 def infer(graph: Graph) -> Graph:
     """The same graph with ``dims`` on every value, and its axes and norms.
 
     Raises:
-        RuleError: a rule is wrong; names the operator, its module and the dims.
+        RuleError: a rule is wrong; names the operator, its module and the dims, by the parameters that have them.
     """
     if graph.functions:
         return with_types(graph, infer(expand(graph)))
@@ -64,10 +65,21 @@ def _no_collection() -> Iterator[None]:
 
 def _inferred(graph: Graph) -> Graph:
     typing = Typing(Solver(), {value.name: value for value in graph.values()})
-    for source in graph.sources:
-        typing.dims[source.value.name] = typing.fresh(source.value.shape, _frozen(source))
+    readers: dict[str, str] = {}  # the same one in whatever order the nodes stand
     for node in graph.nodes:
-        for value, result in zip(node.outputs, _dims(node, typing), strict=True):
+        for name in node.references():
+            readers[name] = min(readers.get(name, where(node)), where(node))
+    for source in graph.sources:
+        read = readers.get(source.value.name)
+        if read is None and source.value.name not in graph.outputs:
+            reason = f"is a dim of {source.path}, which the traced forward does not read"
+        else:
+            reason = _frozen(source, read or "the output")
+        typing.dims[source.value.name] = typing.fresh(source.value.shape, reason)
+    for node in graph.nodes:
+        made = _dims(node, typing)
+        _check(node, made, typing, graph)
+        for value, result in zip(node.outputs, made, strict=True):
             typing.dims[value.name] = result
     for name in graph.outputs:
         for dim in typing.dims[name]:
@@ -75,10 +87,27 @@ def _inferred(graph: Graph) -> Graph:
     return _typed(graph, typing)
 
 
-def _frozen(source: Source) -> str:
+def _frozen(source: Source, reader: str) -> str:
     if source.role == "parameter" and source.value.dtype.startswith(("i", "u")):
         return f"is a dim of {source.path}, which holds whole numbers"
-    return FROZEN_SOURCES.get(source.role, "").format(path=source.path)
+    return FROZEN_SOURCES.get(source.role, "").format(path=source.path, reader=reader)
+
+
+def _check(node: Node, made: list[Dims], typing: Typing, graph: Graph) -> None:
+    for value, result in zip(node.outputs, made, strict=True):
+        if tuple(d.size for d in result) != value.shape:
+            found = ", ".join(map(str, map(typing.solver.resolve, result)))
+            found = in_words(found, lambda name: _by_parameter(Axis(name, 0), typing, graph))
+            raise RuleError(f"the rule of {where(node)} gives ({found}) for a result of shape {list(value.shape)}")
+
+
+def _by_parameter(axis: Axis, typing: Typing, graph: Graph) -> str:
+    """An axis before it has a name: the first parameter dim that has it."""
+    for source in graph.sources:
+        for place, dim in enumerate(typing.dims.get(source.value.name, ())):
+            if axis.name in {each.name for each in axes_of(typing.solver.resolve(dim))}:
+                return f"dim {place} of {source.path}"
+    return "a new axis"
 
 
 def _dims(node: Node, typing: Typing) -> list[Dims]:
@@ -91,12 +120,10 @@ def _dims(node: Node, typing: Typing) -> list[Dims]:
             made = row.type(node, typing)
         except NotImplementedError:  # the row does not cover these arguments
             row = None
+        except Exception as error:
+            raise RuleError(f"the rule of {where(node)} fails with {type(error).__name__}: {error}") from error
     if made is None or len(made) != len(node.outputs):
         row, made = None, _without_rule(node, typing)
-    for value, result in zip(node.outputs, made, strict=True):
-        if tuple(d.size for d in result) != value.shape:
-            found = ", ".join(map(str, result))
-            raise RuleError(f"the rule of {where(node)} gives ({found}) for a result of shape {list(value.shape)}")
     if row is not None and row.points == "keep" and pointers:
         _handed_on(node, pointers, typing)
     elif row is None or not row.points:
@@ -147,17 +174,25 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
     needed = least(choices(graph.nodes, resolved))
     kinds = Kinds(graph, resolved, norms)
     names: dict[str, Axis] = {}
-    infos: list[AxisInfo] = []
-    for axis, kind in kinds.ordered():
-        name = kinds.name(axis)
-        names[axis.name] = Axis(name, axis.size)
-        infos.append(AxisInfo(name, axis.size, kind, solver.frozen(axis), needed.get(axis, 1)))
+    for axis, _ in kinds.ordered():
+        names[axis.name] = Axis(kinds.name(axis), axis.size)
     renamed: dict[int, Dim] = {}
 
     def rename(dim: Dim) -> Dim:
         if id(dim) not in renamed:
             renamed[id(dim)] = _renamed(dim, names)
         return renamed[id(dim)]
+
+    infos = [
+        AxisInfo(
+            names[axis.name].name,
+            axis.size,
+            kind,
+            in_words(solver.frozen(axis), lambda name: _spelled(rename(solver.named(name)))),
+            needed.get(axis, 1),
+        )
+        for axis, kind in kinds.ordered()
+    ]
 
     def typed(value: Value) -> Value:
         points = typing.points.get(value.name)
@@ -171,6 +206,10 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
         axes=tuple(infos),
         norms=tuple(replace(found.norm, dim=rename(found.norm.dim)) for found in norms),
     )
+
+
+def _spelled(dim: Dim) -> str:
+    return str(dim) if isinstance(dim, Axis) else f"({dim})"
 
 
 def _renamed(dim: Dim, names: dict[str, Axis]) -> Dim:
