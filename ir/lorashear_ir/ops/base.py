@@ -208,7 +208,15 @@ def union(operands: Sequence[Zero], rank: int) -> Zero:
 
 def intersection(operands: Sequence[Zero], rank: int) -> Zero:
     """A broadcast sum vanishes where all terms do; a term without the dim is the same number along it."""
-    return tuple(frozenset.intersection(*(at(zero, place) for zero in operands)) for place in range(-rank, 0))
+    return tuple(meet([at(zero, place) for zero in operands]) for place in range(-rank, 0))
+
+
+def meet(states: Sequence[Axes]) -> Axes:
+    """The axes that all of them have."""
+    result = states[0]
+    for state in states[1:]:
+        result &= state
+    return result
 
 
 def resized(node: Node, place: int, value: Argument) -> Node:

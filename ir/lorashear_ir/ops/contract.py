@@ -165,7 +165,8 @@ def _type_attention(node: Node, t: Typing) -> list[Dims]:
     """scaled_dot_product_attention: q [*b h s e], k [*b h t e], v [*b h t v], mask broadcast to [*b h s t]."""
     q, k, v = (t.of(a) for a in node.arguments[:3])
     name = lambda: where(node)  # noqa: E731
-    if len(q) > 2:
+    rank = len(q)
+    if rank > 2:
         _heads(q, k, t, node)
         t.solver.unify(k[-3], v[-3], name)
     t.solver.unify(q[-1], k[-1], name)
@@ -286,7 +287,7 @@ def _size_group_norm(node: Node, r: Resizing) -> Node:
 def _type_batch_norm(node: Node, t: Typing) -> list[Dims]:
     """batch_norm in eval mode: x [b, c, …], all statistics and parameters [c]."""
     x = t.of(node.arguments[0])
-    channel = x[1] if len(x) > 1 else x[0]
+    channel = x[:2][-1]  # without spatial dims x may be [b, c]
     for parameter in node.arguments[1:5]:
         if isinstance(parameter, Ref):
             t.solver.unify(channel, t.of(parameter)[0], lambda: where(node))

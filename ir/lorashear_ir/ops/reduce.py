@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lorashear_ir.axes import ONE
 from lorashear_ir.graph import Argument, Node, Ref
@@ -170,7 +170,7 @@ def _size_norm(node: Node, r: Resizing) -> Node:
     return resized(node, 1, r.shape(node.outputs[0].name)[-width:])
 
 
-def _rows(names: list[str], zero: Callable[[Node, Zeros], list[Zero]]) -> dict[str, Row]:
+def _rows(names: Sequence[str], zero: Callable[[Node, Zeros], list[Zero]]) -> dict[str, Row]:
     return dict.fromkeys(names, Row(_type_reduce, zero))
 
 
