@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from lorashear import adapters, emit, models
 from lorashear.errors import LorashearError
-from lorashear.rebuild import rebuilt
+from lorashear.rebuild import loop_over_experts, rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
@@ -52,7 +52,7 @@ def prune(
     if merge:
         adapters.check_mergeable(model)
     if adapters.holds(model):
-        return _runs(_adapted(model, models.analysed(model, inputs), removed, inputs, merge=merge))
+        return _adapted(model, models.analysed(model, inputs), removed, inputs, merge=merge)
     if not isinstance(config, PreTrainedConfig):
         return _captured(model, removed, models.keywords(model, inputs))
     return pruned(model, config, models.analysed(model, inputs), removed, inputs)
@@ -68,9 +68,11 @@ def pruned(
     """As `prune`, for a model with a config, whose groups are known already."""
     _check(groups, removed)
     made, reason = emit.solve(config, groups, removed)
-    if made is not None:
-        return _runs(_own_class(model, made, groups, removed))
-    return _runs(_rebuilt(model, groups, removed, inputs, reason))
+    if made is None:
+        return _rebuilt(model, groups, removed, inputs, reason)
+    small = _own_class(model, made, groups, removed)
+    loop_over_experts(small)
+    return small
 
 
 def _rebuilt(
@@ -132,16 +134,6 @@ def _check(groups: Groups, removed: Removed) -> None:
         groups.check(removed)
     except SelectionError as error:
         raise LorashearError(str(error)) from error
-
-
-def _runs(small: torch.nn.Module) -> torch.nn.Module:
-    """torch's grouped matrix product of experts wants rows of whole 16 bytes; other widths take the loop over experts."""
-    odd = any(p.dim() == 3 and any(s * p.element_size() % 16 for s in p.shape[1:]) for p in small.parameters())
-    for module in small.modules() if odd else ():
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig) and getattr(config, "_experts_implementation", "") == "grouped_mm":
-            config._experts_implementation = "eager"
-    return small
 
 
 def _own_class(model: torch.nn.Module, made: emit.Emission, groups: Groups, removed: Removed) -> torch.nn.Module:

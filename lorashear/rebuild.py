@@ -57,6 +57,38 @@ def rebuilt(
 
     ``graph`` is the typed program of ``model(**inputs)``.
     """
+    small, wrong = _searched(model, graph, groups, removed, inputs)
+    if small is None:
+        return None, wrong
+    loop_over_experts(small)
+    failed = failure(small, inputs)
+    if failed and not failure(model, inputs):
+        return None, f"traced it is right, but when it runs: {failed}"
+    return small, ""
+
+
+def failure(model: torch.nn.Module, inputs: Mapping[str, Any]) -> str:
+    """What one forward raises; a class may take another way through itself when it is not traced."""
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:  # whatever a class raises
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ""
+
+
+def loop_over_experts(small: torch.nn.Module) -> None:
+    """torch's grouped matrix product of experts wants rows of whole 16 bytes; other widths take the loop over experts."""
+    odd = any(p.dim() == 3 and any(s * p.element_size() % 16 for s in p.shape[1:]) for p in small.parameters())
+    for module in small.modules() if odd else ():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and getattr(config, "_experts_implementation", "") == "grouped_mm":
+            config._experts_implementation = "eager"
+
+
+def _searched(
+    model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed, inputs: Mapping[str, Any]
+) -> tuple[torch.nn.Module | None, str]:
     wanted = resize(graph, groups, removed)
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
