@@ -114,6 +114,8 @@ def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
+    if module.graph.eliminate_dead_code():  # the typed graph leaves it out, so its sizes would not follow
+        module.recompile()
     return copy.copy(module)
 
 
