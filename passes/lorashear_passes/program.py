@@ -70,7 +70,7 @@ def rewrite(module: torch.fx.GraphModule, pairs: Sequence[tuple[Node, Node]]) ->
     wanted = {after.outputs[0].name.partition(".")[0]: (before, after) for before, after in pairs if after.outputs}
     for fx_node in module.graph.nodes:
         if fx_node.op == "call_function" and fx_node.name in wanted:
-            _rewrite(fx_node, *wanted[fx_node.name])
+            rewrite_node(fx_node, *wanted[fx_node.name])
     module.graph.lint()
     module.recompile()
 
@@ -92,7 +92,7 @@ def neutralised(program: Program, groups: Groups, removed: Removed) -> torch.fx.
     gone = {groups[name].axis for name, indices in removed.items() if indices}
     for fx_node in list(module.graph.nodes):
         if fx_node.op == "call_function" and op_name(fx_node.target).rstrip("_") in DIVISIONS:
-            _divide_by_one(module, fx_node, dims, selection, gone)
+            _divide_by_one(module, fx_node, dims, selection, gone, blocks)
     masks = {node.outputs[0].name.partition(".")[0]: node for node in program.graph.nodes if node.op in SELECTS}
     for fx_node in list(module.graph.nodes) if chosen else ():
         if fx_node.op == "call_function" and fx_node.name in masks:
@@ -114,9 +114,15 @@ def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
-    if module.graph.eliminate_dead_code():  # the typed graph leaves it out, so its sizes would not follow
+    if module.graph.eliminate_dead_code(_writes):  # the typed graph leaves it out, so its sizes would not follow
         module.recompile()
     return copy.copy(module)
+
+
+def _writes(fx_node: torch.fx.Node) -> bool:
+    """Whether a node does more than make a value. Attention that nothing reads does not, although it may draw numbers."""
+    schema = getattr(fx_node.target, "_schema", None)
+    return fx_node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
 
 
 def tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -132,7 +138,7 @@ def replace_tensor(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> 
         owner._buffers[leaf] = tensor
 
 
-def _rewrite(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
+def rewrite_node(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     """Put the changed numbers, and the operator if it changed, into the exported node."""
     if fx_node.target is torch.ops.aten.view.default:
         fx_node.target = torch.ops.aten.reshape.default  # whether a view is possible may depend on the sizes
@@ -181,23 +187,31 @@ def _hide(
         range(len(dims[source.name])) if node.op.startswith("sigmoid") else [_along(node, dims[source.name], along)]
     )
     for place in places:
-        dim = dims[source.name][place]
-        if not chosen & set(axes_of(dim)):
+        if not chosen & set(axes_of(dims[source.name][place])):
             continue
-        # Which index of a block goes depends on the block, which may be a dim further left.
-        first = min([place, *(i for i, d in enumerate(dims[source.name]) if blocks & set(axes_of(d)))])
-        together = dims[source.name][first : place + 1]
-        mask = torch.ones(math.prod(d.size for d in together), dtype=torch.bool)
-        mask[selection.kept(product(together))] = False
         name = f"hidden_{fx_node.name}_{place}"
-        shape = [*(d.size for d in together), *[1] * (len(dims[source.name]) - 1 - place)]
-        module.register_buffer(name, mask.reshape(shape), persistent=False)
-        with module.graph.inserting_before(fx_node):
-            where = module.graph.get_attr(name)
-            hidden = module.graph.call_function(
-                torch.ops.aten.masked_fill.Scalar, (fx_node.args[0], where, float("-inf"))
-            )
-        fx_node.args = (hidden, *fx_node.args[1:])
+        mask = _removed(dims[source.name], place, selection, blocks)
+        fx_node.args = (_filled(module, fx_node, fx_node.args[0], name, mask, float("-inf")), *fx_node.args[1:])
+
+
+def _removed(dims: tuple[Any, ...], place: int, selection: Selection, blocks: set[Any]) -> torch.Tensor:
+    """Where a value was removed along one of its dims. Broadcasts against the value."""
+    # Which index of a block goes depends on the block, which may be a dim further left.
+    first = min([place, *(i for i, d in enumerate(dims) if blocks & set(axes_of(d)))])
+    together = dims[first : place + 1]
+    mask = torch.ones(math.prod(d.size for d in together), dtype=torch.bool)
+    mask[selection.kept(product(together))] = False
+    return mask.reshape([*(d.size for d in together), *[1] * (len(dims) - 1 - place)])
+
+
+def _filled(
+    module: torch.fx.GraphModule, before: torch.fx.Node, source: Any, name: str, mask: torch.Tensor, number: float
+) -> torch.fx.Node:
+    """A number where the mask is true."""
+    module.register_buffer(name, mask, persistent=False)
+    with module.graph.inserting_before(before):
+        where = module.graph.get_attr(name)
+        return module.graph.call_function(torch.ops.aten.masked_fill.Scalar, (source, where, number))
 
 
 def _divide_by_one(
@@ -206,6 +220,7 @@ def _divide_by_one(
     dims: Mapping[str, tuple[Any, ...]],
     selection: Selection,
     gone: set[Any],
+    blocks: set[Any],
 ) -> None:
     """What was removed divides by 1: 0/0 counts as 0."""
     below = fx_node.args[1]
@@ -214,16 +229,11 @@ def _divide_by_one(
     if not isinstance(below, torch.fx.Node) or below.name not in dims:
         return
     for place, dim in enumerate(dims[below.name]):
-        if not gone & set(axes_of(dim)):
-            continue
-        mask = torch.ones(dim.size, dtype=torch.bool)
-        mask[selection.kept(dim)] = False
-        name = f"divisor_{fx_node.name}_{place}"
-        module.register_buffer(name, mask.reshape(-1, *[1] * (len(dims[below.name]) - 1 - place)), persistent=False)
-        with module.graph.inserting_before(fx_node):
-            where = module.graph.get_attr(name)
-            one = module.graph.call_function(torch.ops.aten.masked_fill.Scalar, (fx_node.args[1], where, 1.0))
-        fx_node.args = (fx_node.args[0], one, *fx_node.args[2:])
+        if gone & set(axes_of(dim)):
+            name = f"divisor_{fx_node.name}_{place}"
+            mask = _removed(dims[below.name], place, selection, blocks)
+            divisor = _filled(module, fx_node, fx_node.args[1], name, mask, 1.0)
+            fx_node.args = (fx_node.args[0], divisor, *fx_node.args[2:])
 
 
 def _along(node: Node, dims: tuple[Any, ...], chosen: Any) -> int:

@@ -43,7 +43,9 @@ def resize(graph: Graph, groups: Groups, removed: Mapping[str, Collection[int]])
         if row is not None and row.sizes is not None and any(sizes.shape(v.name) != v.shape for v in node.outputs):
             node = row.sizes(node, sizes)
         elif (
-            row is not None and row.sizes is not None and node.op in ("slice", "select", "repeat", "repeat_interleave")
+            row is not None
+            and row.sizes is not None
+            and node.op in ("slice", "narrow", "select", "repeat", "repeat_interleave")
         ):
             node = row.sizes(node, sizes)
         if node.outputs and node.outputs[0].name in mended:

@@ -190,7 +190,5 @@ ROWS: dict[str, Row] = {
     "glu": Row(_gate_type, lambda node, z: z.moved(node, node.arguments[0])),
     "eq": Row(_comparison, _not, points="use"),
     "ne": Row(_comparison, _not, points="use"),
-    **{
-        name: Row(_first, _same, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()
-    },
+    **{name: Row(_first, _same, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()},
 }
