@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from lorashear_ir.axes import Axis, axes_of
-from lorashear_ir.graph import Graph, Node
+from lorashear_ir.graph import Graph, Node, Ref
 from lorashear_ir.ops import Dims
 from lorashear_ir.ops.contract import CONVOLUTIONS, PRODUCTS
 from lorashear_passes.neutral import routed
@@ -105,10 +105,12 @@ class _Marks:
         if node.op == "embedding":
             self._mark("hidden", self.dims[inputs[0]][1:])
         elif node.op == "scaled_dot_product_attention":
-            q, k, v = (self.dims[name] for name in inputs[:3])
+            q, k, v = (self.dims[part.name] for part in node.arguments[:3] if isinstance(part, Ref))
             self._mark("head", q[-3:-2])
-            self.repeated |= set(axes_of(q[-3])) - set(axes_of(k[-3]))
-            self._values(inputs[2])
+            for queries, keys in zip(q[-3:-2], k[-3:-2], strict=True):
+                self.repeated |= set(axes_of(queries)) - set(axes_of(keys))
+            assert isinstance(node.arguments[2], Ref)
+            self._values(node.arguments[2].name)
             self._mark("channel", (q[-1], v[-1]))
         elif node.op in SOFTMAX:
             self._softmax(inputs[0], outputs[0])

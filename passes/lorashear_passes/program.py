@@ -62,7 +62,7 @@ def rewrite(module: torch.fx.GraphModule, pairs: Sequence[tuple[Node, Node]]) ->
     wanted = {after.outputs[0].name.partition(".")[0]: (before, after) for before, after in pairs if after.outputs}
     for fx_node in module.graph.nodes:
         if fx_node.op == "call_function" and fx_node.name in wanted:
-            _rewrite(fx_node, *wanted[fx_node.name])
+            rewrite_node(fx_node, *wanted[fx_node.name])
     module.graph.lint()
     module.recompile()
 
@@ -71,7 +71,15 @@ def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
+    if module.graph.eliminate_dead_code(_writes):  # the typed graph leaves it out, so its sizes would not follow
+        module.recompile()
     return copy.copy(module)
+
+
+def _writes(fx_node: torch.fx.Node) -> bool:
+    """Whether a node does more than make a value. Attention that nothing reads does not, although it may draw numbers."""
+    schema = getattr(fx_node.target, "_schema", None)
+    return fx_node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
 
 
 def tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -87,11 +95,12 @@ def replace_tensor(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> 
         owner._buffers[leaf] = tensor
 
 
-def _rewrite(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
+def rewrite_node(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     """Put the changed numbers, and the operator if it changed, into the exported node."""
     if fx_node.target is torch.ops.aten.view.default:
         fx_node.target = torch.ops.aten.reshape.default  # whether a view is possible may depend on the sizes
-    if before.op == after.op and before.arguments == after.arguments:
+    same = op_name(fx_node.target) == before.op  # else the graph has a simpler operator: a slice for a run of indices
+    if same and before.op == after.op and before.arguments == after.arguments:
         return
     if op_name(fx_node.target) != after.op or len(after.arguments) != len(before.arguments):
         fx_node.target = (

@@ -32,19 +32,21 @@ def resize(graph: Graph, groups: Groups, removed: Mapping[str, Collection[int]])
         return kept[id(dim)]
 
     dims: dict[str, Dims] = {value.name: value.dims or () for value in graph.values()}
+    shapes = {value.name: value.shape for value in graph.values()}
     sizes = Resizing(dims, stays, widths)
     mended = {found.eps_node: eps[found.norm.weight] for found in find_norms(graph, dims) if found.norm.weight in eps}
 
     def smaller(value: Value) -> Value:
         return replace(value, shape=sizes.shape(value.name), dims=None, points=None)
 
+    def touched(node: Node) -> bool:
+        """Whether a value that the node makes or reads is smaller now."""
+        names = (*(value.name for value in node.outputs), *node.references())
+        return any(sizes.shape(name) != shapes[name] for name in names)
+
     def rewritten(node: Node) -> Node:
         row = TABLE.get(node.op)
-        if row is not None and row.sizes is not None and any(sizes.shape(v.name) != v.shape for v in node.outputs):
-            node = row.sizes(node, sizes)
-        elif (
-            row is not None and row.sizes is not None and node.op in ("slice", "select", "repeat", "repeat_interleave")
-        ):
+        if row is not None and row.sizes is not None and touched(node):
             node = row.sizes(node, sizes)
         if node.outputs and node.outputs[0].name in mended:
             value = mended[node.outputs[0].name]

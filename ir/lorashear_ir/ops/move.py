@@ -309,6 +309,26 @@ def _size_slice(node: Node, r: Resizing) -> Node:
     return replace(node, arguments=(source, along, start, min(end, r.size(dims[along])), step))
 
 
+def _type_narrow(node: Node, t: Typing) -> list[Dims]:
+    dims, begin = t.of(node.arguments[0]), node.arguments[2]
+    along = position(node.arguments[1], len(dims))
+    total, length = dims[along].size, node.outputs[0].shape[along]
+    if not isinstance(begin, int) or length == 0:
+        raise NotImplementedError
+    sizes = [size for size in (begin % total, length, total - begin % total - length) if size]
+    piece = t.solver.split(dims[along], sizes, lambda: where(node))[1 if begin else 0]
+    return [(*dims[:along], piece, *dims[along + 1 :])]
+
+
+def _size_narrow(node: Node, r: Resizing) -> Node:
+    source, begin = node.arguments[0], node.arguments[2]
+    assert isinstance(source, Ref) and isinstance(begin, int)
+    along = position(node.arguments[1], len(r.dims[source.name]))
+    dim = r.dims[source.name][along]
+    start = r.before(dim, begin % dim.size)
+    return resized(resized(node, 2, start), 3, r.shape(node.outputs[0].name)[along])
+
+
 def _size_select(node: Node, r: Resizing) -> Node:
     source, index = node.arguments[0], node.arguments[2]
     assert isinstance(source, Ref) and isinstance(index, int)
@@ -425,6 +445,7 @@ ROWS: dict[str, Row] = {
     ),
     "unbind": Row(_type_unbind, _zero_unbind, points="keep"),
     "slice": Row(_type_slice, _moved, points="keep", sizes=_size_slice),
+    "narrow": Row(_type_narrow, _moved, points="keep", sizes=_size_narrow),
     "select": Row(_type_select, _zero_select, points="keep", sizes=_size_select),
     **dict.fromkeys("pad constant_pad_nd".split(), Row(_type_pad, _zero_pad)),
     **dict.fromkeys("view_as_real view_as_complex".split(), Row(_type_complex, _zero_complex)),

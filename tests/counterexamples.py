@@ -1,0 +1,56 @@
+"""Programs that broke the analysis once, as hypothesis shrank them; the name of each says what it showed."""
+
+from __future__ import annotations
+
+from tests.programs import Sketch, Step
+
+COUNTEREXAMPLES: dict[str, Sketch] = {
+    "narrow starts later than before": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("write", (1, 1), (), (0, 2, 1)),
+            Step("linear", (1,), (1,)),
+            Step("end", (3,), (2,)),
+        ],
+        [(5,), (3,), (3,), (8,), (2,)],
+        [(3, 5), (8, 3), (2, 8)],
+    ),
+    "a dead linear map keeps its old sizes": Sketch(
+        [Step("linear", (0,), (0,)), Step("linear", (1,), (1,)), Step("scale", (1,), (2,)), Step("end", (3,), (3,))],
+        [(5,), (2,), (2,), (2,), (2,)],
+        [(2, 5), (2, 2), (2,), (2, 2)],
+    ),
+    "a dead attention keeps its old sizes": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("linear", (0,), (1,)),
+            Step("split", (2,), (), (0, 4, 2)),
+            Step("attention", (3, 3, 3)),
+            Step("linear", (1,), (2,)),
+            Step("end", (5,), (3,)),
+        ],
+        [(5,), (3,), (8,), (4, 2), (4, 2), (2,), (2,)],
+        [(3, 5), (8, 5), (2, 3), (2, 2)],
+    ),
+    "the kind of an axis that meets itself in attention": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 4, 2)),
+            Step("attention", (2, 2, 2)),
+            Step("end", (3,), (1,)),
+        ],
+        [(5,), (8,), (4, 2), (4, 2), (2,)],
+        [(8, 5), (2, 8)],
+    ),
+    "divisors of experts whose blocks lose other indices": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 8, 3)),
+            Step("divide", (2, 2)),
+            Step("route", (1,), (1,), (2,)),
+            Step("end", (3, 4), (2, 3)),
+        ],
+        [(5,), (24,), (8, 3), (8, 3), (3,), (2,)],
+        [(24, 5), (24, 3), (2, 24), (2, 3)],
+    ),
+}
