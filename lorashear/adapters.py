@@ -94,10 +94,21 @@ def merged(model: Any) -> torch.nn.Module:
     Raises:
         LorashearError: peft cannot merge these adapters.
     """
+    _part(model)
     try:
         return model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise LorashearError(f"peft cannot merge these adapters into weights: {str(error).splitlines()[0]}") from error
+
+
+def _part(model: torch.nn.Module) -> None:
+    """Give an adapted weight that is tied to another one a tensor of its own: merging would change both."""
+    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for _, layer in _layers(model):
+        held = layer.get_base_layer()._parameters if hasattr(layer, "merge") else {}
+        for name, parameter in held.items():
+            if parameter is not None and names[id(parameter)] > 1:
+                held[name] = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
 
 def without(model: Any) -> tuple[torch.nn.Module, dict[str, str]] | None:
@@ -127,8 +138,8 @@ def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _adapters(layer: Any) -> list[str]:
     """The adapters that a layer has weights of."""
-    held = (getattr(layer, name, None) for name in layer.adapter_layer_names)
-    return list(dict.fromkeys(adapter for each in held if hasattr(each, "keys") for adapter in each))
+    held: list[Any] = [getattr(layer, name, None) for name in layer.adapter_layer_names]
+    return list(dict.fromkeys(adapter for each in held if hasattr(each, "keys") for adapter in each.keys()))
 
 
 def _together(modules: list[torch.nn.Module]) -> Any:

@@ -155,7 +155,8 @@ def captured(module: torch.nn.Module, inputs: Inputs | None = None) -> Graph:
         with adapters.every_one(module):
             return capture(module, keywords(module, inputs))
     except CaptureError as error:
-        hint = "" if inputs is not None else "; if it needs more than token ids, pass inputs"
+        missing = inputs is None and isinstance(error.__cause__, TypeError | AttributeError | ValueError)
+        hint = "; if it needs more than token ids, pass inputs" if missing else ""
         raise LorashearError(f"{error}{hint}") from error
 
 

@@ -96,11 +96,20 @@ def _adapted(
     solved = _plain_config(model, config, groups, removed, inputs) if isinstance(config, PreTrainedConfig) else None
     if merge:
         plain = adapters.merged(small)
+        configs: list[Any] = [getattr(plain, "config", None), solved[0].config if solved is not None else None]
+        for each in configs:
+            if getattr(each, "tie_word_embeddings", False) and not _ties(plain):
+                each.tie_word_embeddings = False  # an adapter of only one of the two has parted them
         return plain if solved is None else _own_class(plain, solved[0], solved[1], {})
     if solved is not None and solved[0].route == "own":
-        now = solved[0].config.to_dict()
-        vars(small.config).update({n: now[n] for n, v in small.config.to_dict().items() if n in now and now[n] != v})
+        widths = {name: value for name, value in vars(solved[0].config).items() if isinstance(value, int | float)}
+        vars(small.config).update({name: value for name, value in widths.items() if name in vars(small.config)})
     return small
+
+
+def _ties(model: torch.nn.Module) -> bool:
+    """Whether some parameter has two names."""
+    return len(dict(model.named_parameters())) < len(dict(model.named_parameters(remove_duplicate=False)))
 
 
 def _plain_config(

@@ -42,7 +42,7 @@ def infer(graph: Graph) -> Graph:
     """The same graph with ``dims`` on every value, and its axes and norms.
 
     Raises:
-        RuleError: a rule is wrong; names the operator, its module and the dims, by the parameters that have them.
+        RuleError: a rule is wrong; names the operator, its module and the dims, by what has them.
     """
     if graph.functions:
         return with_types(graph, infer(expand(graph)))
@@ -97,15 +97,15 @@ def _check(node: Node, made: list[Dims], typing: Typing, graph: Graph) -> None:
     for value, result in zip(node.outputs, made, strict=True):
         if tuple(d.size for d in result) != value.shape:
             found = ", ".join(map(str, map(typing.solver.resolve, result)))
-            found = in_words(found, lambda name: _by_parameter(Axis(name, 0), typing, graph))
+            found = in_words(found, lambda name: _by_source(name, typing, graph))
             raise RuleError(f"the rule of {where(node)} gives ({found}) for a result of shape {list(value.shape)}")
 
 
-def _by_parameter(axis: Axis, typing: Typing, graph: Graph) -> str:
-    """An axis before it has a name: the first parameter dim that has it."""
+def _by_source(axis: str, typing: Typing, graph: Graph) -> str:
+    """An axis before it has a name of its own: the first dim of a parameter, or whatever is given, that has it."""
     for source in graph.sources:
         for place, dim in enumerate(typing.dims.get(source.value.name, ())):
-            if axis.name in {each.name for each in axes_of(typing.solver.resolve(dim))}:
+            if axis in {each.name for each in axes_of(typing.solver.resolve(dim))}:
                 return f"dim {place} of {source.path}"
     return "a new axis"
 
@@ -188,7 +188,7 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
             names[axis.name].name,
             axis.size,
             kind,
-            in_words(solver.frozen(axis), lambda name: _spelled(rename(solver.named(name)))),
+            in_words(solver.frozen(axis), lambda name: _spelled(solver.named(name), names)),
             needed.get(axis, 1),
         )
         for axis, kind in kinds.ordered()
@@ -208,8 +208,11 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
     )
 
 
-def _spelled(dim: Dim) -> str:
-    return str(dim) if isinstance(dim, Axis) else f"({dim})"
+def _spelled(dim: Dim, names: dict[str, Axis]) -> str:
+    """A dim in a sentence. An axis that was only tried, and that no value has, has no name."""
+    tried = {axis.name: Axis(f"an axis of {axis.size}", axis.size) for axis in axes_of(dim) if axis.name not in names}
+    text = str(_renamed(dim, {**tried, **names}))
+    return text if isinstance(dim, Axis) else f"({text})"
 
 
 def _renamed(dim: Dim, names: dict[str, Axis]) -> Dim:
