@@ -31,8 +31,8 @@ from tests.counterexamples import COUNTEREXAMPLES
 from tests.programs import BATCH, INPUT, Program, Sketch, sketches
 
 PROGRAMS = int(os.environ.get("LORASHEAR_PROGRAMS", "60"))
-MOST_PARTS = 5  # occurrences of an axis in weights, of which every subset is tried
-MOST_SIZES = 64  # combinations of numbers in operators
+MOST_PARTS = 4  # occurrences of an axis in weights, of which every subset is tried
+MOST_SIZES = 24  # combinations of numbers in operators
 
 profile = settings(
     max_examples=PROGRAMS, deadline=None, derandomize=PROGRAMS <= 60, suppress_health_check=list(HealthCheck)

@@ -142,7 +142,8 @@ def rewrite_node(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     """Put the changed numbers, and the operator if it changed, into the exported node."""
     if fx_node.target is torch.ops.aten.view.default:
         fx_node.target = torch.ops.aten.reshape.default  # whether a view is possible may depend on the sizes
-    if before.op == after.op and before.arguments == after.arguments:
+    same = op_name(fx_node.target) == before.op  # else the graph has a simpler operator: a slice for a run of indices
+    if same and before.op == after.op and before.arguments == after.arguments:
         return
     if op_name(fx_node.target) != after.op or len(after.arguments) != len(before.arguments):
         fx_node.target = (
