@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test check format wheel bench families study clean
+.PHONY: help .venv demo test test-deep check format wheel bench families study clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z]+:.*## ' Makefile | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 12
@@ -21,6 +21,9 @@ demo: .venv/stamp  ## prune the shipped model and show what became of it
 
 test: .venv/stamp  ## the whole test suite (PYTEST_FLAGS='-n 2'; e.g. PYTEST_FLAGS='-m "not slow"')
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-deep: .venv/stamp  ## the property tests over 20000 random programs each; hours
+	LORASHEAR_PROGRAMS=20000 $(BIN)/python -m pytest -n 2 tests/test_properties.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .

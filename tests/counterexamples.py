@@ -53,4 +53,33 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (24,), (8, 3), (8, 3), (3,), (2,)],
         [(24, 5), (24, 3), (2, 24), (2, 3)],
     ),
+    "an index by all numbers in order is a slice that must shrink": Sketch(
+        [Step("linear", (0,), (0,)), Step("pick", (1,), (), (0, 0, 1)), Step("end", (2,), (1,))],
+        [(5,), (2,), (2,), (2,)],
+        [(2, 5), (2, 2)],
+    ),
+    "flipped blocks of experts must not lose other indices": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 2, 2)),
+            Step("gather", (1, 1), (), (2,)),
+            Step("flip", (2,), (), (0,)),
+            Step("end", (3, 4), (1, 2)),
+        ],
+        [(5,), (4,), (2, 2), (2,), (2, 2), (2,)],
+        [(4, 5), (2, 2), (2, 4)],
+    ),
+    "blocks of experts that are added up must not lose other indices": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 3, 4)),
+            Step("gather", (1, 1), (), (2,)),
+            Step("sum", (2,), (), (0,)),
+            Step("relu", (4,)),
+            Step("sum", (5,), (), (0,)),
+            Step("end", (3, 6), (1, 2)),
+        ],
+        [(5,), (12,), (3, 4), (2,), (4,), (4,), (), (2,)],
+        [(12, 5), (2, 2), (2, 1)],
+    ),
 }
