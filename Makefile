@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help .venv demo test test-deep check format wheel bench families study clean
 
 help:  ## list the targets
-	@grep -hE '^[.a-z]+:.*## ' Makefile | sed -E 's/^([.a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
 
 .venv: .venv/stamp  ## the environment: the package in place, its dependencies as pinned, the tools
 .venv/stamp: pyproject.toml constraints.txt
