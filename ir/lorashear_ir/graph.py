@@ -84,7 +84,8 @@ class Function:
 class AxisInfo:
     """A free axis of a typed graph. ``reason`` says why no index of it may be removed; empty where one may.
 
-    ``least`` is how many must stay: top-k needs k experts to choose among.
+    ``least`` is how many must stay: top-k needs k experts to choose among. Each of ``blocks`` indices of what stands left
+    of the axis may lose other indices of it: each KV head its own queries.
     """
 
     name: str
@@ -92,6 +93,7 @@ class AxisInfo:
     kind: str
     reason: str
     least: int = 1
+    blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ def show(graph: Graph) -> str:
     for axis in graph.axes:
         frozen = f" frozen {quote(axis.reason)}" if axis.reason else ""
         least = f" least {axis.least}" if axis.least > 1 else ""
-        lines.append(f"axis {axis.name} {axis.size} {axis.kind}{least}{frozen}")
+        blocks = f" blocks {axis.blocks}" if axis.blocks > 1 else ""
+        lines.append(f"axis {axis.name} {axis.size} {axis.kind}{least}{blocks}{frozen}")
     for norm in graph.norms:
         lines.append(f"norm {norm.dim} {quote(norm.weight)} {norm.offset!r} {norm.eps!r}")
     for name, first in graph.tied:
@@ -231,10 +232,13 @@ def parse(text: str) -> Graph:
             reader.take()
             axis = Axis(reader.take(), int(reader.take()))
             kind = reader.take()
-            least = int((reader.take("least"), reader.take())[1]) if reader.peek() == "least" else 1
+            least, blocks = (
+                int((reader.take(word), reader.take())[1]) if reader.peek() == word else 1
+                for word in ("least", "blocks")
+            )
             reason = (reader.take("frozen"), reader.text())[1] if reader.peek() else ""
             axes[axis.name] = axis
-            infos.append(AxisInfo(axis.name, axis.size, kind, reason, least))
+            infos.append(AxisInfo(axis.name, axis.size, kind, reason, least, blocks))
         elif word == "norm":
             reader.take()
             norms.append(Norm(reader.dim(), reader.text(), float(reader.take()), float(reader.take())))

@@ -23,6 +23,7 @@ from lorashear_ir.choices import choices, least
 from lorashear_ir.functions import expand, with_types
 from lorashear_ir.graph import AxisInfo, Graph, Node, Ref, Source, Value, references
 from lorashear_ir.ops import TABLE, Dims, Typing, where
+from lorashear_passes.blocks import blocks
 from lorashear_passes.kinds import Kinds
 from lorashear_passes.neutral import judge
 from lorashear_passes.norms import find_norms
@@ -199,13 +200,15 @@ def _typed(graph: Graph, typing: Typing) -> Graph:
         dims = tuple(rename(d) for d in resolved[value.name])
         return replace(value, dims=dims, points=None if points is None else rename(solved(points)))
 
-    return replace(
+    graph = replace(
         graph,
         sources=tuple(replace(s, value=typed(s.value)) for s in graph.sources),
         nodes=tuple(replace(n, outputs=tuple(map(typed, n.outputs))) for n in graph.nodes),
         axes=tuple(infos),
         norms=tuple(replace(found.norm, dim=rename(found.norm.dim)) for found in norms),
     )
+    several = blocks(graph)
+    return replace(graph, axes=tuple(replace(info, blocks=several.get(info.name, 1)) for info in infos))
 
 
 def _spelled(dim: Dim, names: dict[str, Axis]) -> str:

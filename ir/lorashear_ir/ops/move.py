@@ -11,6 +11,7 @@ from lorashear_ir.axes import ONE, Dim, add, product
 from lorashear_ir.graph import Argument, Node, Ref
 from lorashear_ir.ops.base import (
     NONE,
+    Axes,
     Dims,
     Resizing,
     Row,
@@ -20,6 +21,7 @@ from lorashear_ir.ops.base import (
     argument,
     full_shape,
     ints,
+    meet,
     position,
     resized,
     where,
@@ -203,11 +205,11 @@ def _type_cat(node: Node, t: Typing) -> list[Dims]:
 def _zero_cat(node: Node, z: Zeros) -> list[Zero]:
     parts = [p for p in _parts(node) if math.prod(d.size for d in z.dims_of(p))]
     along = position(argument(node, 1, 0), len(z.dims_of(parts[0])))
-    result: list[frozenset] = []  # type: ignore[type-arg]
+    result: list[Axes] = []
     for place in range(len(z.dims_of(parts[0]))):
         states = [z.of(p)[place] for p in parts]
         if place != along:
-            result.append(frozenset.intersection(*states))
+            result.append(meet(states))
             continue
         lost = NONE.union(*(z.axes(z.dims_of(p)[place]) - s for p, s in zip(parts, states, strict=True)))
         result.append(NONE.union(*states) - lost)
@@ -226,7 +228,7 @@ def _type_stack(node: Node, t: Typing) -> list[Dims]:
 
 def _zero_stack(node: Node, z: Zeros) -> list[Zero]:
     states = [z.of(part) for part in _parts(node)]
-    met = [frozenset.intersection(*column) for column in zip(*states, strict=True)]
+    met = [meet(column) for column in zip(*states, strict=True)]
     place = position(argument(node, 1, 0), len(met) + 1)
     return [(*met[:place], NONE, *met[place:])]
 
