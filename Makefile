@@ -22,8 +22,8 @@ demo: .venv/stamp  ## prune the shipped model and show what became of it
 test: .venv/stamp  ## the whole test suite (PYTEST_FLAGS='-n 2'; e.g. PYTEST_FLAGS='-m "not slow"')
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-deep: .venv/stamp  ## the property tests over 20000 random programs each; hours
-	LORASHEAR_PROGRAMS=20000 $(BIN)/python -m pytest -n 2 tests/test_properties.py
+test-deep: .venv/stamp  ## the property tests over 10000 random programs each; about an hour
+	LORASHEAR_PROGRAMS=10000 $(BIN)/python -m pytest -n 2 tests/test_properties.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .
