@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from lorashear import adapters, checkpoint, emit
 from lorashear.errors import Fault, LorashearError
-from lorashear.rebuild import rebuilt
+from lorashear.rebuild import Removed, rebuilt
 from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
-from lorashear_ir.groups import Groups
+from lorashear_ir.groups import Group, Groups
 from lorashear_passes.capture import CaptureError, capture
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
@@ -207,22 +207,37 @@ def expressible(
     Without ``module`` a config must say the widths, so that the result can be written; with it a copy of the module whose
     attributes are set is enough.
     """
-    hollow = None
-    alone = module is None or not adapters.holds(module)  # no config says the widths of adapters
-    verdicts: dict[tuple[str, int], str] = {}
-    result = []
+    families: dict[tuple[str, int], dict[str, list[int]]] = {}
     for each in found.values():
-        family = (each.kind, each.size)
-        if each.prunable and family not in verdicts:
-            members = [g for g in found.values() if (g.kind, g.size) == family and g.prunable]
-            removed = {g.name: [block * g.axis.size for block in range(g.blocks)] for g in members}
-            fits = alone and emit.fields_for(config, found, removed, one_layer=True) is not None
-            why = f"no field of {type(config).__name__} sets this width alone"
-            if not fits and module is not None and found.typed is not None:
-                hollow = hollow or emptied(module)
-                small, wrong = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))
-                fits, why = small is not None, f"{why}: {wrong}"
-            verdicts[family] = "" if fits else why
-        reason = each.reason or verdicts.get(family, "")
+        if each.prunable:
+            first = [block * each.axis.size for block in range(each.blocks)]
+            families.setdefault((each.kind, each.size), {})[each.name] = first
+    by_config = _by_config(config, found, families) if module is None or not adapters.holds(module) else {}
+    hollow = None
+    reasons: dict[tuple[str, int], str] = {}
+    for family, removed in families.items():
+        reasons[family] = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
+        if reasons[family] and module is not None and found.typed is not None:
+            hollow = hollow or emptied(module)
+            small, wrong = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))
+            reasons[family] = "" if small is not None else f"{reasons[family]}: {wrong}"
+    result: list[Group] = []
+    for each in found.values():
+        reason = each.reason or reasons[each.kind, each.size]
         result.append(replace(each, prunable=not reason, reason=reason))
     return Groups(result, found.tensors, found.norms, found.tied, found.typed)
+
+
+def _by_config(
+    config: PreTrainedConfig, found: Groups, families: Mapping[tuple[str, int], Removed]
+) -> dict[tuple[str, int], str]:
+    """The families whose widths a field of the config sets, each with what is wrong with that, empty where nothing is.
+
+    The class may read the field for more than a width, as a scale. That is seen in a trace; one of all families together
+    is enough where it agrees.
+    """
+    fits = [f for f, removed in families.items() if emit.fields_for(config, found, removed, one_layer=True) is not None]
+    together = {name: indices for family in fits for name, indices in families[family].items()}
+    if not fits or emit.solve(config, found, together)[0] is not None:
+        return dict.fromkeys(fits, "")
+    return {family: emit.solve(config, found, families[family])[1] for family in fits}

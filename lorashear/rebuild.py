@@ -92,7 +92,7 @@ def _searched(
     wanted = resize(graph, groups, removed)
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
-    wrong = ""
+    furthest, reason = -1, ""
     for with_config in (False, True):  # few classes read their config while they run
         sure, choices = _settings(model, graph, wanted, with_config)
         held = [options[0] for options in choices]
@@ -110,7 +110,9 @@ def _searched(
             _set_all(small, held[number])
         if not wrong:
             return small, ""
-    return None, wrong
+        if agreed > furthest:
+            furthest, reason = agreed, wrong
+    return None, reason
 
 
 def _set_all(small: torch.nn.Module, settings: Iterable[Setting]) -> None:

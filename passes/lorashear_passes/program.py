@@ -17,7 +17,8 @@ from lorashear_passes.infer import infer
 from lorashear_passes.resize import resize
 
 Removed = Mapping[str, Any]
-DIVISIONS = {"div", "true_divide"}
+GENERAL = {"view": "reshape"}
+"""What runs whatever the strides are, which depend on the sizes and on the kernels that torch chooses."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,14 @@ def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
-    if module.graph.eliminate_dead_code(_writes):  # the typed graph leaves it out, so its sizes would not follow
-        module.recompile()
+    module.graph.eliminate_dead_code(_writes)  # the typed graph leaves it out, so its sizes would not follow
+    for fx_node in list(module.graph.nodes):
+        if fx_node.target is torch.ops.aten.view.default:
+            fx_node.target = torch.ops.aten.reshape.default
+        elif fx_node.target is torch.ops.aten.view_as_complex.default:
+            with module.graph.inserting_before(fx_node):
+                fx_node.args = (module.graph.call_function(torch.ops.aten.contiguous.default, fx_node.args),)
+    module.recompile()
     return copy.copy(module)
 
 
@@ -97,15 +104,13 @@ def replace_tensor(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> 
 
 def rewrite_node(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     """Put the changed numbers, and the operator if it changed, into the exported node."""
-    if fx_node.target is torch.ops.aten.view.default:
-        fx_node.target = torch.ops.aten.reshape.default  # whether a view is possible may depend on the sizes
-    same = op_name(fx_node.target) == before.op  # else the graph has a simpler operator: a slice for a run of indices
-    if same and before.op == after.op and before.arguments == after.arguments:
+    stands = op_name(fx_node.target)
+    old_op, new_op = (GENERAL.get(node.op, node.op) for node in (before, after))
+    same = stands == old_op  # else the graph has a simpler operator: a slice for a run of indices
+    if same and old_op == new_op and before.arguments == after.arguments:
         return
-    if op_name(fx_node.target) != after.op or len(after.arguments) != len(before.arguments):
-        fx_node.target = (
-            getattr(torch.ops.aten, after.op).default if after.op != "slice" else torch.ops.aten.slice.Tensor
-        )
+    if stands != new_op or len(after.arguments) != len(before.arguments):
+        fx_node.target = getattr(torch.ops.aten, new_op).default if new_op != "slice" else torch.ops.aten.slice.Tensor
         source = fx_node.args[0]
         fx_node.args = (source, *(_python(a) for a in after.arguments[1:]))
         fx_node.kwargs = {}
