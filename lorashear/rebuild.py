@@ -92,7 +92,7 @@ def _searched(
     wanted = resize(graph, groups, removed)
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
-    furthest, reason = -1, ""
+    furthest, reason = (-1, 0), ""
     for with_config in (False, True):  # few classes read their config while they run
         sure, choices = _settings(model, graph, wanted, with_config)
         held = [options[0] for options in choices]
@@ -120,13 +120,19 @@ def _set_all(small: torch.nn.Module, settings: Iterable[Setting]) -> None:
         _set(small, setting)
 
 
-def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> tuple[int, str]:
-    """How many operators of the copy are as wanted, and what the first other one is."""
+def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> tuple[tuple[int, int], str]:
+    """How many operators of the copy are as wanted and how many ran, and what the first other one is."""
     try:
         with adapters.every_one(small):
-            return agreement(capture(small, inputs), wanted)
+            made = capture(small, inputs)
+            agreed, wrong = agreement(made, wanted)
     except CaptureError as error:
-        return (agreement(error.partial, wanted)[0] if error.partial is not None else 0), error.reason
+        if error.partial is None:
+            return (0, 0), error.reason
+        # Operators whose results nothing reads are still in it, so it may differ early and yet be right so far.
+        made, wrong = error.partial, error.reason
+        agreed, _ = agreement(made, wanted)
+    return (agreed, len(made.nodes)), wrong
 
 
 def _cut_copy(model: torch.nn.Module, groups: Groups, removed: Removed) -> torch.nn.Module:

@@ -82,4 +82,53 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (12,), (3, 4), (2,), (4,), (4,), (), (2,)],
         [(12, 5), (2, 2), (2, 1)],
     ),
+    "blocks of experts that meet in attention must not lose other indices": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("linear", (0,), (1,)),
+            Step("split", (2,), (), (0, 3, 2)),
+            Step("batch_norm", (3,), (2, 3, 4, 5)),
+            Step("attention", (4, 3, 3)),
+            Step("route", (2,), (6,), (2,)),
+            Step("end", (1, 5, 6), (7, 8, 9)),
+        ],
+        [(5,), (3,), (6,), (3, 2), (3, 2), (3, 2), (2,), (2,)],
+        [(3, 5), (6, 5), (3,), (3,), (3,), (3,), (6, 2), (2, 3), (2, 6), (2, 2)],
+    ),
+    "a mask of what is greater than zero leaves zeros as they are": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 3, 3)),
+            Step("masked", (2, 2), (), (1,)),
+            Step("rms_norm", (3,), (1,)),
+            Step("end", (4,), (2,)),
+        ],
+        [(5,), (9,), (3, 3), (3, 3), (3, 3), (2,)],
+        [(9, 5), (3,), (2, 9)],
+    ),
+    "a router over a dim in which nothing can go": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 2, 2)),
+            Step("linear", (0,), (1,)),
+            Step("unbind", (2,), (), (1, 0)),
+            Step("fused", (4,), (2, 3)),
+            Step("scatter", (5, 1), (), (2,)),
+            Step("end", (3, 6), (4, 5)),
+        ],
+        [(5,), (4,), (2, 2), (3,), (2,), (4,), (4,), (2,)],
+        [(4, 5), (3, 5), (2, 2), (2, 2), (2, 3), (2, 4)],
+    ),
+    "what is written beside an axis leaves its zeros": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 6, 2)),
+            Step("write", (2, 2), (), (0, 5, 1)),
+            Step("unbind", (2,), (), (1, 0)),
+            Step("rms1", (4,), (1,)),
+            Step("end", (3, 5), (2, 3)),
+        ],
+        [(5,), (12,), (6, 2), (6, 2), (6,), (6,), (2,)],
+        [(12, 5), (6,), (2, 12), (2, 6)],
+    ),
 }

@@ -14,9 +14,13 @@ KINDS = ("query", "expert")
 
 TOGETHER = frozenset(
     "flip roll tril triu cumsum cumprod logcumsumexp softmax _softmax log_softmax _log_softmax layer_norm rms_norm "
-    "group_norm sort argsort scatter scatter_ scatter_add scatter_add_ gather index_add index_add_ index_select".split()
+    "group_norm sort argsort scatter scatter_ scatter_add scatter_add_ gather index_add index_add_ index_select "
+    "einsum mm outer cdist conv1d conv2d conv3d".split()
 )
-"""Operators whose results hold an axis of which they read several indices at once."""
+"""Operators that read several indices of a dim at once, and whose results may hold another dim all the same."""
+
+TOGETHER_LAST = frozenset("matmul bmm baddbmm scaled_dot_product_attention".split())
+"""Operators that do so with their last two dims alone."""
 
 Places = list[list[Axis]]  # the axes in each dim of a value
 
@@ -30,8 +34,9 @@ def blocks(graph: Graph) -> dict[str, int]:
             values[axis].append(each)
     together: dict[Axis, list[Places]] = defaultdict(list)
     for node in graph.nodes:
-        if node.op in TOGETHER:
+        if node.op in TOGETHER or node.op in TOGETHER_LAST:
             for each in (places[name] for name in node.references()):
+                each = each[-2:] if node.op in TOGETHER_LAST else each
                 for axis in {axis for dim in each for axis in dim}:
                     together[axis].append(each)
     weights: dict[Axis, list[Dim]] = defaultdict(list)

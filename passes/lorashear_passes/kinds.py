@@ -80,8 +80,8 @@ class _Marks:
         self.scores: dict[str, set[Axis]] = {}  # products of two activations, and what they sum over
         self.attended: set[str] = set()  # results of softmax
         # Where the router first chooses groups of experts, only the last factor numbers single experts.
-        self.found["expert"] = {list(axes_of(dim))[-1] for dim in routed(graph, dims) if dim.size > 1}
-        self.found["expert"] -= {axis for dim in routed(graph, dims) for axis in list(axes_of(dim))[:-1]}
+        chosen = [axes for dim in routed(graph, dims) if (axes := list(axes_of(dim)))]
+        self.found["expert"] = {axes[-1] for axes in chosen} - {axis for axes in chosen for axis in axes[:-1]}
         for node in graph.nodes:
             self._see(node)
         for each in norms:

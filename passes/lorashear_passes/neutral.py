@@ -48,13 +48,14 @@ def routed(graph: Graph, dims: Mapping[str, Dims]) -> list[Dim]:
 
 
 def _weaken(zeros: Zeros, name: str, node: Node) -> None:
-    """What was written into the memory of a value may not vanish where the value did."""
-    written: set[Axis] = set()
+    """What was written into the memory of a value may not vanish where the value did.
+
+    An axis that the written part does not have was cut away from it, so nothing was written there.
+    """
     lost: set[Axis] = set()
     for dim, state in zip(zeros.dims[node.outputs[0].name], zeros.state[node.outputs[0].name], strict=True):
-        written |= state
         lost |= zeros.axes(dim) - state
-    zeros.state[name] = tuple(state & (written - lost) for state in zeros.state[name])
+    zeros.state[name] = tuple(state - lost for state in zeros.state[name])
 
 
 class _Aliases:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from lorashear_ir.graph import Argument, Graph, Node, Ref
+from lorashear_ir.graph import Argument, Graph, Node, Ref, Source
 from lorashear_ir.ops import TABLE, where
 from lorashear_ir.ops.base import argument, position
 
@@ -53,11 +53,21 @@ def _lines(graph: Graph) -> list[Line]:
     shapes: dict[str, tuple[int, ...]] = {value.name: value.shape for value in graph.values()}
     lines: list[Line] = []
     count = itertools.count()
-    for source in graph.sources:
+
+    def given(source: Source) -> None:
         numbers[source.value.name] = next(count)
         path = "" if source.role == "constant" else source.path
         lines.append(Line(source.role, (path,), (source.value.shape,), source.path))
+
+    # What is no parameter comes where it is first read: a program that stops on its way has not read the rest.
+    later = {source.value.name: source for source in graph.sources if source.role != "parameter"}
+    for source in graph.sources:
+        if source.role == "parameter":
+            given(source)
     for node in graph.nodes:
+        for name in node.references():
+            if name in later:
+                given(later.pop(name))
         first = next(node.references(), None)
         if first is not None and _same_elements(node, shapes[first]):
             numbers[node.outputs[0].name] = numbers[first]
@@ -66,6 +76,9 @@ def _lines(graph: Graph) -> list[Line]:
         for value in node.outputs:
             numbers[value.name] = next(count)
         lines.append(Line(_op(node.op), arguments, tuple(v.shape for v in node.outputs), where(node)))
+    for name in graph.outputs:
+        if name in later:
+            given(later.pop(name))
     lines.append(Line("return", tuple(numbers[name] for name in graph.outputs), (), "the result"))
     return lines
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
-from lorashear_ir.graph import Node, Ref
+from lorashear_ir.graph import Argument, Node, Ref
 from lorashear_ir.ops.base import (
     Dims,
     Row,
@@ -26,10 +27,11 @@ KEEPS = (  # f(0) = 0
     "nan_to_num tanhshrink softsign asinh atan"
 )
 NOT = (  # f(0) ≠ 0, or not only for zero
-    "cos exp softplus hardsigmoid log_sigmoid eq ne lt le gt ge logical_not bitwise_not isnan isinf isfinite "
+    "cos exp softplus hardsigmoid log_sigmoid logical_not bitwise_not isnan isinf isfinite "
     "rsub remainder floor_divide fmod atan2 polar cosh"
 )
 SINGULAR = "rsqrt reciprocal log log2 log10"  # infinite at zero: nothing can vanish on the way in
+COMPARISONS = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 PRODUCTS = "mul __and__ logical_and bitwise_and"
 SUMS = "add sub maximum minimum logical_or bitwise_or __or__ logical_xor bitwise_xor"
 
@@ -114,15 +116,36 @@ def _clamp(node: Node, z: Zeros) -> list[Zero]:
 
 
 def _where(node: Node, z: Zeros) -> list[Zero]:
-    chosen = node.arguments[1:3]
-    if len(chosen) < 2 or any(not isinstance(a, Ref) and a != 0 for a in chosen):
+    """Zero where both choices are, or where the condition does not hold and the second is."""
+    if len(node.arguments) < 3:
         return z.nowhere(node)
-    refs = [z.of(a) for a in chosen if isinstance(a, Ref)]
-    return [intersection(refs, _rank(node))] if refs else z.nowhere(node)
+    condition, first, second = node.arguments[:3]
+    return [_chosen(condition, first, second, node, z)]
 
 
 def _masked_fill(node: Node, z: Zeros) -> list[Zero]:
-    return _keeps(node, z) if argument(node, 2) == 0 else z.nowhere(node)
+    kept, mask, filled = (argument(node, place) for place in range(3))
+    return [_chosen(mask, filled, kept, node, z)]
+
+
+def _chosen(condition: Argument, first: Argument, second: Argument, node: Node, z: Zeros) -> Zero:
+    rank = _rank(node)
+    if not isinstance(second, Ref) and second != 0:
+        return z.nowhere(node)[0]
+    vanishing = [z.of(second)] if isinstance(second, Ref) else []
+    unmet = intersection([z.of(condition), *vanishing], rank)
+    if isinstance(first, Ref):
+        return union([unmet, intersection([z.of(first), *vanishing], rank)], rank)
+    return union([unmet, *vanishing], rank) if first == 0 else unmet
+
+
+def _compared(node: Node, z: Zeros) -> list[Zero]:
+    """What does not hold counts as zero: nothing is less than itself, and 0 > c does not hold for c ≥ 0."""
+    refs = [z.of(a) for a in node.arguments[:2] if isinstance(a, Ref)]
+    left, right = (0 if isinstance(a, Ref) else a for a in node.arguments[:2])
+    if not isinstance(left, int | float) or not isinstance(right, int | float) or COMPARISONS[node.op](left, right):
+        return z.nowhere(node)
+    return [intersection(refs, _rank(node))]
 
 
 def _copy(node: Node, z: Zeros) -> list[Zero]:
@@ -188,7 +211,7 @@ ROWS: dict[str, Row] = {
     "prelu": Row(_prelu_type, _keeps),
     "_prelu_kernel": Row(type_, _keeps),
     "glu": Row(_gate_type, lambda node, z: z.moved(node, node.arguments[0])),
-    "eq": Row(_comparison, _not, points="use"),
-    "ne": Row(_comparison, _not, points="use"),
+    **{name: Row(type_, _compared) for name in ("lt", "le", "gt", "ge")},
+    **{name: Row(_comparison, _compared, points="use") for name in ("eq", "ne")},
     **{name: Row(_first, _same, points="keep") for name in "to _to_copy clone contiguous alias detach type_as".split()},
 }
