@@ -131,4 +131,17 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (12,), (6, 2), (6, 2), (6,), (6,), (2,)],
         [(12, 5), (6,), (2, 12), (2, 6)],
     ),
+    "blocks of experts that stand twice in one dim must not lose other indices": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 3, 2)),
+            Step("silu", (2,)),
+            Step("self_outer", (3,)),
+            Step("scale", (1,), (1,)),
+            Step("gather", (5, 5), (), (2,)),
+            Step("end", (4, 6), (2, 3)),
+        ],
+        [(5,), (6,), (3, 2), (3, 2), (3, 2, 2), (6,), (2,), (2,)],
+        [(6, 5), (6,), (2, 12), (2, 2)],
+    ),
 }

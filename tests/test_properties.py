@@ -91,16 +91,29 @@ def removed_equals_neutral(sketch: Sketch, seed: int) -> None:
 def nothing_is_frozen_in_vain(sketch: Sketch) -> None:
     """A frozen group that could have gone after all, wherever the structure is taken, was frozen without need.
 
-    Left out: the program's inputs and outputs; axes of two indices, since one index broadcasts; axes under a maximum,
-    since which index is the largest depends on the data; and groups whose weights do not move the output at all.
+    Left out: the program's inputs and outputs; axes of two indices, since one index broadcasts; groups whose weights do
+    not move the output at all; programs that use only the sign or the order of some numbers; and what `VALUES` says.
     """
+    if any(step.op in ("masked", "onehot") for step in sketch.steps):
+        return
     program, groups = captured(sketch)
     for each in groups.values():
-        if each.prunable or each.axis.size < 3 or any(word in each.reason for word in ("input", "output", "amax")):
+        if each.prunable or each.axis.size < 3 or any(word in each.reason for word in VALUES):
             continue
         alone = forced(groups, each.name)
         needless = all(exact(program, alone, each, i) for i in range(each.axis.size))
         assert not (needless and matters(program, alone, each)), each
+
+
+VALUES = (
+    *("input", "output"),
+    "amax",  # which index is the largest depends on the data
+    "prod",  # a factor may be 1, as the cosine of 0 is
+    "by their order",  # the order may not matter in the end
+    "index computed from data",  # a constant index may happen to look up other places
+    "scaled_dot_product_attention in the model sums over it",  # what adds the same to all scores changes none
+)
+"""Reasons that are right for some values and not for others: the analysis looks at the program alone."""
 
 
 def forced(groups: Groups, name: str) -> Groups:

@@ -56,11 +56,11 @@ def blocks(graph: Graph) -> dict[str, int]:
 
 
 def _prefix(axis: Axis, dims: Sequence[Dim]) -> Dims:
-    """What stands left of an axis, where it is the same in all weights."""
+    """What stands left of an axis, where it stands once in each dim and that is the same in all weights."""
     found: set[Dims] = set()
     for dim in dims:
         factors = dim.factors if isinstance(dim, Product) else (dim,)
-        if axis not in factors:
+        if factors.count(axis) != 1:
             return ()
         found.add(tuple(factors[: factors.index(axis)]))
     return found.pop() if len(found) == 1 else ()
