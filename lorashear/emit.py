@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTrainedConfig
 
 from lorashear.errors import LorashearError
@@ -63,12 +64,36 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
     wanted = resize(groups.typed, groups, removed)
     twin = build(fields.config, "meta").eval()
     try:
-        wrong = difference(capture(twin, like(groups.typed)), wanted)
+        wrong = difference(capture(twin, like(groups.typed)), wanted) or _recomputed(
+            config, fields.config, groups.typed
+        )
     except CaptureError as error:
         wrong = str(error)
     if wrong:
         return None, f"a config with these widths computes something else: {wrong}"
     return fields, ""
+
+
+class _Unstored(TorchFunctionMode):
+    """Weights on the meta device, which `torch.empty` makes; what a class computes itself, its buffers, for real."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **({**kwargs, "device": "meta"} if func is torch.empty else kwargs))
+
+
+def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph) -> str:
+    """Which buffer that is not stored has other values in the model of another config; Gemma scales by ``√hidden``."""
+    with _Unstored():
+        old, new = (build(config, "cpu") for config in (before, after))
+    stored, buffers = old.state_dict(), dict(new.named_buffers())
+    read = {source.path for source in graph.sources if source.role == "buffer"}
+    for name, buffer in old.named_buffers():
+        if name in read and name not in stored and not torch.equal(buffer, buffers[name]):
+            return f"{name}, which is not stored, has other values"
+    return ""
 
 
 def like(graph: Graph) -> dict[str, Any]:

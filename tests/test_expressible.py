@@ -1,0 +1,54 @@
+"""A width that a config sets counts only where the class computes the same with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import lorashear
+from lorashear import emit
+from lorashear.models import analysed, expressible
+from lorashear_ir.groups import Groups
+from tools.families import tiny
+
+
+def family(name: str) -> tuple[torch.nn.Module, Groups]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny(name)).eval()
+    return model, analysed(model)
+
+
+def of_kind(groups: Groups, kind: str) -> dict[str, list[int]]:
+    return {name: [0] for name, each in groups.items() if each.kind == kind and each.prunable}
+
+
+def test_a_scale_that_is_recomputed_from_the_width() -> None:
+    """Gemma multiplies its embeddings by √hidden, which its config would change and which is not stored."""
+    model, groups = family("gemma")
+    removed = of_kind(groups, "hidden")
+    assert emit.fields_for(model.config, groups, removed, one_layer=False) is not None
+    made, reason = emit.solve(model.config, groups, removed)
+    assert made is None and "model.embed_tokens.embed_scale, which is not stored, has other values" in reason
+
+    on_disk = expressible(groups, model.config)
+    assert all(not on_disk[name].prunable and "embed_scale" in on_disk[name].reason for name in removed)
+    in_memory = lorashear.groups(model)
+    assert all(in_memory[name].prunable for name in removed)
+
+
+@pytest.mark.parametrize("kind", ["ffn", "head"])
+def test_widths_that_change_nothing_else_stay(kind: str) -> None:
+    model, groups = family("gemma")
+    on_disk = expressible(groups, model.config)
+    assert all(on_disk[name].prunable for name in of_kind(groups, kind))
+
+
+def test_a_scale_in_the_program() -> None:
+    """DeepSeek-V3.2's indexer multiplies by 1/√heads: a field sets how many, and would set the factor too."""
+    model, groups = family("deepseek_v32")
+    able = lorashear.groups(model)
+    states = [able[name] for name in of_kind(groups, "state")]
+    assert states
+    assert all(not each.prunable and "computes something else" in each.reason for each in states)
+    assert all(able[name].prunable for name in of_kind(groups, "hidden"))
