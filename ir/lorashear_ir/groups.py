@@ -305,7 +305,8 @@ class Groups(Mapping[str, Group]):
                     keep[position] = cache[dim]
             if keep and name in norms:
                 norm = norms[name]
-                result[name] = TensorCut(keep, math.sqrt(norm.dim.size / len(cache[norm.dim])), norm.offset)
+                left = len(cache[norm.dim] if norm.dim in cache else selection.kept(norm.dim))
+                result[name] = TensorCut(keep, math.sqrt(norm.dim.size / left), norm.offset)
             elif keep:
                 result[name] = TensorCut(keep)
         return result
