@@ -203,19 +203,17 @@ def _options(value: Any, numbers: Mapping[int, set[int]]) -> list[Any]:
     """What an attribute may become: each of its numbers by itself."""
     if isinstance(value, int):
         return sorted(numbers.get(value, {value}))
-    return [type(value)(one) for one in itertools.product(*(sorted(numbers.get(v, {v})) for v in value))][:TRIES]
+    return list(itertools.product(*(sorted(numbers.get(v, {v})) for v in value)))[:TRIES]
 
 
 def _attributes(module: torch.nn.Module, with_config: bool) -> Iterator[tuple[str, Any, bool]]:
-    """Whole numbers, and short runs of them, that a module or its config holds."""
-    for name, value in vars(module).items():
-        if not name.startswith("_") and name not in SHAPES and _whole(value):
-            yield name, value, False
-    config = getattr(module, "config", None)
-    if with_config and isinstance(config, PreTrainedConfig):
-        for name, value in vars(config).items():
-            if not name.startswith("_") and _whole(value):
-                yield name, value, True
+    """Whole numbers, and short runs of them as tuples, that a module or its config holds."""
+    config = getattr(module, "config", None) if with_config else None
+    for owner in (module, config):
+        if isinstance(owner, torch.nn.Module | PreTrainedConfig):
+            for name, value in vars(owner).items():
+                if not (name.startswith("_") or (owner is module and name in SHAPES)) and _whole(value):
+                    yield name, tuple(value) if isinstance(value, list) else value, owner is config
 
 
 def _whole(value: Any) -> bool:
@@ -236,4 +234,5 @@ def _set(model: torch.nn.Module, setting: Setting) -> None:
         # Its own copy: other layers may keep other widths.
         owner.config = copy.copy(owner.config)
         owner = owner.config
-    setattr(owner, setting.name, setting.value)
+    value = setting.value
+    setattr(owner, setting.name, list(value) if isinstance(getattr(owner, setting.name), list) else value)

@@ -144,4 +144,16 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (6,), (3, 2), (3, 2), (3, 2, 2), (6,), (2,), (2,)],
         [(6, 5), (6,), (2, 12), (2, 2)],
     ),
+    "what is written into a copy that nothing reads says nothing": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("slice", (1,), (), (0, 0, 1, 2)),
+            Step("write", (2, 2), (), (0, 0, 1)),
+            Step("linear", (3,), (1,)),
+            Step("linear", (1,), (2,)),
+            Step("end", (5,), (3,)),
+        ],
+        [(5,), (3,), (1,), (1,), (2,), (2,), (2,)],
+        [(3, 5), (2, 1), (2, 3), (2, 2)],
+    ),
 }

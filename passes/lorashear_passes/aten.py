@@ -24,7 +24,7 @@ DTYPES = {
     torch.complex64: "c64",
 }
 CHECKS = {"_assert_tensor_metadata", "sym_constrain_range_for_size", "_assert_scalar", "_assert_async"}
-SAME = {"alias", "detach", "detach_", "contiguous", "clone", "lift_fresh", "lift_fresh_copy", "dropout"}  # in eval mode
+SAME = {"alias", "detach", "detach_", "contiguous", "lift_fresh", "lift_fresh_copy", "dropout"}  # in eval mode
 
 Refer = Callable[[Any], str | None]
 """The name of a value if the argument is one."""

@@ -64,7 +64,7 @@ def _name(argument: object, names: dict[torch.fx.Node, str]) -> str | None:
 def _constant(argument: object, roles: dict[str, tuple[Role, str]], program: ExportedProgram) -> torch.Tensor | None:
     """The numbers of a constant tensor, looking through the copies that export makes of it."""
     while isinstance(argument, torch.fx.Node) and argument.op == "call_function":
-        if aten.op_name(argument.target) not in aten.SAME:
+        if aten.op_name(argument.target) not in aten.SAME | {"clone"}:
             return None
         argument = argument.args[0]
     if not isinstance(argument, torch.fx.Node) or roles.get(argument.name, ("", ""))[0] != "constant":

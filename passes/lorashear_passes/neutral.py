@@ -14,6 +14,7 @@ from lorashear_ir.choices import choices
 from lorashear_ir.graph import Graph, Node
 from lorashear_ir.ops import TABLE, Dims
 from lorashear_ir.ops.base import NONE, Zeros
+from lorashear_passes.aliases import Aliases
 
 SELECTS = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "sigmoid_", "topk", "argmax"}
 """Operators before which a removed routing score is −∞."""
@@ -26,7 +27,7 @@ def judge(graph: Graph, dims: dict[str, Dims], means: Collection[str]) -> list[t
     for source in graph.sources:
         stored = source.role == "parameter"
         zeros.state[source.value.name] = tuple(zeros.axes(d) if stored else NONE for d in dims[source.value.name])
-    aliases = _Aliases()
+    aliases = Aliases()
     for node in graph.nodes:
         row = TABLE.get(node.op)
         made = zeros.nowhere(node)
@@ -37,7 +38,7 @@ def judge(graph: Graph, dims: dict[str, Dims], means: Collection[str]) -> list[t
                 pass
         for value, state in zip(node.outputs, made, strict=False):
             zeros.state[value.name] = state
-        for name in aliases.see(node):
+        for name in aliases.written(node):
             _weaken(zeros, name, node)
     return zeros.found
 
@@ -56,30 +57,3 @@ def _weaken(zeros: Zeros, name: str, node: Node) -> None:
     for dim, state in zip(zeros.dims[node.outputs[0].name], zeros.state[node.outputs[0].name], strict=True):
         lost |= zeros.axes(dim) - state
     zeros.state[name] = tuple(state - lost for state in zeros.state[name])
-
-
-class _Aliases:
-    """Which values may share memory, so that an in-place operator on one changes the others."""
-
-    VIEWS = frozenset(
-        "view reshape _unsafe_view flatten unflatten transpose t permute movedim unsqueeze squeeze expand slice select "
-        "split split_with_sizes chunk unbind to contiguous detach alias numpy_T swapaxes narrow".split()
-    )
-
-    def __init__(self) -> None:
-        self.root: dict[str, str] = {}
-        self.members: dict[str, list[str]] = {}
-
-    def see(self, node: Node) -> list[str]:
-        """The other values that the node writes to, if it is an in-place operator."""
-        first = next(iter(node.references()), None)
-        in_place = node.op.endswith("_") and not node.op.endswith("__")
-        if first is None or not (in_place or node.op in self.VIEWS):
-            return []
-        root = self.root.get(first, first)
-        members = self.members.setdefault(root, [root])
-        touched = list(members) if in_place else []
-        for value in node.outputs:
-            self.root[value.name] = root
-            members.append(value.name)
-        return touched

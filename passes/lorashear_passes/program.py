@@ -72,7 +72,9 @@ def runnable(program: Program) -> torch.fx.GraphModule:
     module = program.exported.module(check_guards=False)
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
-    module.graph.eliminate_dead_code(_writes)  # the typed graph leaves it out, so its sizes would not follow
+    live = {value.name.partition(".")[0] for node in program.graph.nodes for value in node.outputs}
+    # The typed graph leaves dead code out, so its sizes would not follow.
+    module.graph.eliminate_dead_code(lambda each: each.op in ("placeholder", "output") or _writes(each, live))
     for fx_node in list(module.graph.nodes):
         if fx_node.target is torch.ops.aten.view.default:
             fx_node.target = torch.ops.aten.reshape.default
@@ -83,10 +85,10 @@ def runnable(program: Program) -> torch.fx.GraphModule:
     return copy.copy(module)
 
 
-def _writes(fx_node: torch.fx.Node) -> bool:
-    """Whether a node does more than make a value. Attention that nothing reads does not, although it may draw numbers."""
+def _writes(fx_node: torch.fx.Node, live: set[str]) -> bool:
+    """Whether a node changes what is read later. Attention that nothing reads does not, although it may draw numbers."""
     schema = getattr(fx_node.target, "_schema", None)
-    return fx_node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
+    return schema is not None and schema.is_mutable and fx_node.name in live
 
 
 def tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
