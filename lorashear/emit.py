@@ -1,17 +1,16 @@
-"""Emission: the config whose class builds the pruned shapes, found by trying, not by a table of architectures.
+"""Emission: the config whose class builds the pruned shapes and computes the same from them.
 
-1. Every integer field of the config that equals an old width (or product of widths) may take the new one.
-2. Each combination is built on the meta device; the one whose parameter shapes are all as wanted is the config.
-3. `LlamaConfig` refuses head counts that do not divide the hidden size; the same tensors load as `mistral`.
-4. Widths that differ between layers, or that neither class takes, go to `modeling_lorashear_llama.py`.
+1. The fields that set the widths are found by trying (`fields.py`); the class is traced and must give the program wanted.
+2. `LlamaConfig` refuses head counts that do not divide the hidden size; the same tensors load as `mistral`.
+3. Widths that differ between layers, or that neither class takes, go to `modeling_lorashear_llama.py`.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTrainedConfig
 
 from lorashear.errors import LorashearError
+from lorashear.fields import Shapes, build, made, missing, options, search, stored_shapes, without
 from lorashear.modeling_lorashear_llama import LorashearLlamaConfig, LorashearLlamaForCausalLM
-from lorashear_ir.axes import Product, axes_of, size_with
+from lorashear_ir.axes import size_with
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -32,7 +32,6 @@ AutoConfig.register("lorashear_llama", LorashearLlamaConfig, exist_ok=True)
 AutoModelForCausalLM.register(LorashearLlamaConfig, LorashearLlamaForCausalLM, exist_ok=True)
 
 Removed = Mapping[str, Collection[int]]
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -57,21 +56,26 @@ def emission(config: PreTrainedConfig, groups: Groups, removed: Removed) -> Emis
 
 def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     """The config, or None and why none will do: shapes that agree are not enough, the class must compute the same."""
-    fields = fields_for(config, groups, removed, one_layer=False)
-    if fields is None:
-        return None, f"no config can express these widths: {_describe(groups, removed)}"
     assert groups.typed is not None, "groups of a captured model have its graph"
-    wanted = resize(groups.typed, groups, removed)
-    twin = build(fields.config, "meta").eval()
+    wanted: Graph | None = None
+    reason = f"no config can express these widths: {_describe(groups, removed)}"
+    for found in _shaped(config, groups, removed):
+        wanted = wanted or resize(groups.typed, groups, removed)
+        wrong = _otherwise(config, found.config, groups.typed, wanted)
+        if not wrong:
+            return found, ""
+        reason = f"a config with these widths computes something else: {wrong}"
+    return None, reason
+
+
+def _otherwise(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph, wanted: Graph) -> str:
+    """What the class computes otherwise than wanted."""
     try:
-        wrong = difference(capture(twin, like(groups.typed)), wanted) or _recomputed(
-            config, fields.config, groups.typed
+        return difference(capture(build(after, "meta").eval(), like(graph)), wanted) or _recomputed(
+            before, after, graph
         )
     except CaptureError as error:
-        wrong = str(error)
-    if wrong:
-        return None, f"a config with these widths computes something else: {wrong}"
-    return fields, ""
+        return str(error)
 
 
 class _Unstored(TorchFunctionMode):
@@ -106,24 +110,52 @@ def like(graph: Graph) -> dict[str, Any]:
     return {**made, "use_cache": False}
 
 
-def fields_for(config: PreTrainedConfig, groups: Groups, removed: Removed, *, one_layer: bool) -> Emission | None:
-    """The emission, or None. With ``one_layer`` only the first layer is built, which is enough to know whether."""
+def expresses(config: PreTrainedConfig, groups: Groups, removed: Removed) -> bool:
+    """Whether some config gives these shapes, whatever its class computes from it; one layer is enough to see it."""
+    before, after = shapes_after(groups, {}), shapes_after(groups, removed)
+    single = made(type(config), {**config.to_dict(), "num_hidden_layers": 1})
+    try:
+        few = stored_shapes(single) if single is not None else {}
+    except Exception:  # a class that has no single layer
+        few = {}
+    # The layers of a hybrid are not alike: one that shows nothing of this says nothing.
+    shows = any(after.get(name) != before.get(name) for name in few)
+    base, whole = (single, False) if single is not None and shows else (config, True)
+    return next(_shaped(base, groups, removed, whole=whole), None) is not None
+
+
+def _shaped(config: PreTrainedConfig, groups: Groups, removed: Removed, *, whole: bool = True) -> Iterator[Emission]:
+    """Emissions with the wanted shapes; not ``whole``: of what a config of fewer layers has."""
     wanted = shapes_after(groups, removed)
     eps = _eps_changes(config, groups, removed)
     if eps is None:
-        return None
+        return
+
+    def routed(changes: Mapping[str, int]) -> Emission | None:
+        return _routed(config, {**changes, **eps})
+
+    def misses(changes: Mapping[str, int]) -> float:
+        emitted = routed(changes)
+        return missing(emitted.config, wanted, whole=whole) if emitted is not None else inf
+
     if is_uniform(groups, removed):
-        for changes in _candidates(config, groups, removed):
-            for route, made in _configs(config, {**changes, **eps}):
-                if _fits(made, wanted, one_layer and _shows_in_one_layer(config, groups, wanted)):
-                    return Emission(made, route)
-    made = _per_layer(config, groups, removed, eps)
-    return Emission(made, "per-layer") if made is not None and _fits(made, wanted, False) else None
+        for changes in search(options(config, groups, _sizes(groups, removed)), misses):
+            emitted = routed(changes)
+            assert emitted is not None
+            yield emitted
+    layered = _per_layer(config, groups, removed, eps)
+    if layered is not None and missing(layered, wanted, whole=True) == 0:
+        yield Emission(layered, "per-layer")
+
+
+def _sizes(groups: Groups, removed: Removed) -> dict[str, int]:
+    """The new widths by axis."""
+    return {groups[name].axis.name: width for name, width in groups.widths(removed).items()}
 
 
 def shapes_after(groups: Groups, removed: Removed) -> Shapes:
     """The shape of every parameter once the structures are gone."""
-    sizes = {groups[name].axis.name: width for name, width in groups.widths(removed).items()}
+    sizes = _sizes(groups, removed)
     return {name: tuple(size_with(d, sizes) for d in dims) for name, dims in groups.tensors.items()}
 
 
@@ -142,32 +174,6 @@ def _describe(groups: Groups, removed: Removed) -> str:
     return ", ".join(f"{name} {groups[name].axis.size} → {width}" for name, width in list(widths.items())[:4])
 
 
-def _candidates(config: PreTrainedConfig, groups: Groups, removed: Removed) -> Iterator[dict[str, int]]:
-    """Combinations of new field values, those that change most fields first."""
-    sizes = {groups[name].axis.name: width for name, width in groups.widths(removed).items()}
-    moved: dict[int, set[int]] = {}
-    for dims in groups.tensors.values():
-        for dim in dims:
-            if not any(axis.name in sizes for axis in axes_of(dim)):
-                continue
-            factors = dim.factors if isinstance(dim, Product) else (dim,)
-            for begin, end in itertools.combinations(range(len(factors) + 1), 2):
-                part = Product(factors[begin:end], 0)
-                old, new = size_with(part, {}), size_with(part, sizes)
-                if old != new:
-                    moved.setdefault(old, set()).add(new)
-    fields = {
-        name: [value, *sorted(moved[value])]
-        for name, value in config.to_dict().items()
-        if isinstance(value, int) and not isinstance(value, bool) and value in moved and "token" not in name
-    }
-    options = [[(name, value) for value in values] for name, values in fields.items()]
-    original = {name: values[0] for name, values in fields.items()}
-    combinations = [dict(choice) for choice in itertools.product(*options)]
-    combinations.sort(key=lambda c: -sum(c[name] != original[name] for name in c))
-    yield from combinations
-
-
 def _eps_changes(config: PreTrainedConfig, groups: Groups, removed: Removed) -> dict[str, float] | None:
     """The config's eps after the removal; None where one field would have to hold several values."""
     before = {norm.weight: norm.eps for norm in groups.norms}
@@ -181,67 +187,20 @@ def _eps_changes(config: PreTrainedConfig, groups: Groups, removed: Removed) -> 
     return {names[0]: new} if len(names) == 1 else None
 
 
-def _configs(config: PreTrainedConfig, changes: dict[str, Any]) -> Iterator[tuple[str, PreTrainedConfig]]:
+def _routed(config: PreTrainedConfig, changes: Mapping[str, Any]) -> Emission | None:
     """The changed config as its own class; as mistral where LLaMA's class refuses; as ours where there are biases."""
     values = {**config.to_dict(), **changes}
-    made = _make(type(config), values)
-    if made is not None:
-        yield "own", made
+    classes: list[tuple[str, type[PreTrainedConfig], dict[str, Any]]] = [("own", type(config), values)]
+    if config.model_type == "llama" and (values.get("attention_bias") or values.get("mlp_bias")):
+        classes.append(("per-layer", LorashearLlamaConfig, values))
     elif config.model_type == "llama":
-        if not (values.get("attention_bias") or values.get("mlp_bias")):
-            made = _make(
-                MistralConfig,
-                {**_without(values, "attention_bias", "mlp_bias", "pretraining_tp"), "sliding_window": None},
-            )
-            if made is not None:
-                yield "mistral", made
-        else:
-            made = _make(LorashearLlamaConfig, values)
-            if made is not None:
-                yield "per-layer", made
-
-
-def _make(cls: type[PreTrainedConfig], values: dict[str, Any]) -> PreTrainedConfig | None:
-    values = _without(values, "model_type", "architectures", "_name_or_path")
-    try:
-        return cls.from_dict(values)
-    except Exception:  # each class refuses in its own way; whichever it is, this is no config of the class
-        return None
-
-
-def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
-
-
-def _fits(config: PreTrainedConfig, wanted: Shapes, one_layer: bool) -> bool:
-    """Whether the class builds the wanted shapes from this config."""
-    if one_layer and hasattr(config, "num_hidden_layers"):
-        config = _make(type(config), {**config.to_dict(), "num_hidden_layers": 1}) or config
-    try:
-        model = build(config, "meta")
-    except Exception:  # as above: a class that cannot be built does not fit
-        return False
-    stored = model.state_dict()
-    built = {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers()) if n in stored}
-    return all(wanted.get(name) == shape for name, shape in built.items()) and (one_layer or len(built) == len(wanted))
-
-
-def _shows_in_one_layer(config: PreTrainedConfig, groups: Groups, wanted: Shapes) -> bool:
-    """Whether the first layer has a parameter that changes: layers of a hybrid are not alike."""
-    changed = {name for name, dims in groups.tensors.items() if wanted[name] != tuple(d.size for d in dims)}
-    single = _make(type(config), {**config.to_dict(), "num_hidden_layers": 1})
-    if single is None:
-        return False
-    try:
-        return any(name in changed for name, _ in build(single, "meta").named_parameters())
-    except Exception:  # a class that has no single layer
-        return False
-
-
-def build(config: PreTrainedConfig, device: str) -> torch.nn.Module:
-    """A model of the config with weights that mean nothing yet."""
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config)
+        plain = without(values, "attention_bias", "mlp_bias", "pretraining_tp")
+        classes.append(("mistral", MistralConfig, {**plain, "sliding_window": None}))
+    for route, cls, taken in classes:
+        emitted = made(cls, taken)
+        if emitted is not None:
+            return Emission(emitted, route)
+    return None
 
 
 def _per_layer(
@@ -252,7 +211,7 @@ def _per_layer(
         return None
     widths = groups.widths(removed)
     layers: dict[str, dict[str, int]] = {}
-    values: dict[str, Any] = {**_without(config.to_dict(), "per_layer_config", "auto_map"), **eps}
+    values: dict[str, Any] = {**without(config.to_dict(), "per_layer_config", "auto_map"), **eps}
     for name, group in groups.items():
         width = widths.get(name, group.axis.size)
         layer = re.search(r"\.(\d+)\.", name)
@@ -278,4 +237,4 @@ def _per_layer(
         for field in [f for f in fields if fields[f] == values[f]]:
             del fields[field]
     differing = {layer: fields for layer, fields in own.items() if fields}
-    return _make(LorashearLlamaConfig, {**values, **({"per_layer_config": differing} if differing else {})})
+    return made(LorashearLlamaConfig, {**values, **({"per_layer_config": differing} if differing else {})})

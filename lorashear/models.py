@@ -236,7 +236,7 @@ def _by_config(
     The class may read the field for more than a width, as a scale. That is seen in a trace; one of all families together
     is enough where it agrees.
     """
-    fits = [f for f, removed in families.items() if emit.fields_for(config, found, removed, one_layer=True) is not None]
+    fits = [family for family, removed in families.items() if emit.expresses(config, found, removed)]
     together = {name: indices for family in fits for name, indices in families[family].items()}
     if not fits or emit.solve(config, found, together)[0] is not None:
         return dict.fromkeys(fits, "")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import lorashear
 from lorashear import emit
+from lorashear.fields import search
 from lorashear.models import analysed, expressible
 from lorashear_ir.groups import Groups
 from tools.families import tiny
@@ -27,7 +30,7 @@ def test_a_scale_that_is_recomputed_from_the_width() -> None:
     """Gemma multiplies its embeddings by √hidden, which its config would change and which is not stored."""
     model, groups = family("gemma")
     removed = of_kind(groups, "hidden")
-    assert emit.fields_for(model.config, groups, removed, one_layer=False) is not None
+    assert emit.expresses(model.config, groups, removed)
     made, reason = emit.solve(model.config, groups, removed)
     assert made is None and "model.embed_tokens.embed_scale, which is not stored, has other values" in reason
 
@@ -52,3 +55,28 @@ def test_a_scale_in_the_program() -> None:
     assert states
     assert all(not each.prunable and "computes something else" in each.reason for each in states)
     assert all(able[name].prunable for name in of_kind(groups, "hidden"))
+
+
+def test_a_field_that_has_the_same_number_by_chance_stays() -> None:
+    """LLaMA 2 7B has 4096 hidden channels and a context of 4096, Mistral 7B besides a window of 4096."""
+    config = tiny("mistral", hidden_size=64, max_position_embeddings=64, sliding_window=64)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config).eval()
+    groups = analysed(model)
+    made, _ = emit.solve(config, groups, of_kind(groups, "hidden"))
+    assert made is not None
+    new = made.config
+    assert (new.hidden_size, new.max_position_embeddings, new.sliding_window) == (63, 64, 64)
+
+
+def test_fields_that_must_change_together() -> None:
+    """The class refuses each change alone; a third field with the same number is left as it is."""
+
+    def misses(changes: dict[str, int]) -> float:
+        now = {"heads": 4, "width": 4, "window": 4, **changes}
+        return math.inf if now["heads"] != now["width"] else 2 * (now["heads"] - 3)
+
+    choices = {"heads": [3], "width": [3], "window": [3]}
+    assert next(search(choices, misses)) == {"heads": 3, "width": 3}
+    assert list(search(choices, misses))[-1] == {"heads": 3, "width": 3, "window": 3}
+    assert list(search({"heads": [3]}, misses)) == []

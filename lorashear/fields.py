@@ -1,0 +1,140 @@
+"""Which fields of a config set the widths of its class: found by trying, not by a table of architectures.
+
+1. Every integer field that equals an old width (or product of widths) may take the new one.
+2. Models of the changed config are built on the meta device, and the shapes that are not as wanted are counted. From few
+   changes, then from all, single fields are changed as long as fewer shapes miss; where there are few fields, every
+   combination is tried.
+3. A field that no shape needs keeps its value: it may be a context or a window that has the same number by chance. What
+   the class computes from it beside shapes is for the caller to see; he is given the most changes that fit as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf, prod
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from lorashear_ir.axes import Product, axes_of, size_with
+from lorashear_ir.groups import Groups
+
+Shapes = dict[str, tuple[int, ...]]
+Changes = dict[str, int]
+
+MOST = 64
+"""Combinations that are all tried."""
+
+
+def options(config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+    """The fields that may have to change, each with its possible new values; ``sizes`` are the new widths by axis."""
+    moved: dict[int, set[int]] = {}
+    for dims in groups.tensors.values():
+        for dim in dims:
+            if not any(axis.name in sizes for axis in axes_of(dim)):
+                continue
+            factors = dim.factors if isinstance(dim, Product) else (dim,)
+            for begin, end in itertools.combinations(range(len(factors) + 1), 2):
+                part = Product(factors[begin:end], 0)
+                old, new = size_with(part, {}), size_with(part, sizes)
+                if old != new:
+                    moved.setdefault(old, set()).add(new)
+    return {
+        name: sorted(moved[value])
+        for name, value in config.to_dict().items()
+        if isinstance(value, int) and not isinstance(value, bool) and value in moved and "token" not in name
+    }
+
+
+def search(choices: Mapping[str, Sequence[int]], misses: Callable[[Changes], float]) -> Iterator[Changes]:
+    """Changes of fields with which nothing misses: the fewest, then the most that differ from them.
+
+    ``misses`` counts what is not as wanted under some changes; infinitely many where the class refuses them.
+    """
+    counted: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def count(changes: Changes) -> float:
+        key = tuple(sorted(changes.items()))
+        if key not in counted:
+            counted[key] = misses(changes)
+        return counted[key]
+
+    starts: list[Changes] = [{}, {name: values[0] for name, values in choices.items()}]
+    found = next((end for end in (_descended(start, choices, count) for start in starts) if count(end) == 0), None)
+    if found is None and prod(len(values) + 1 for values in choices.values()) <= MOST:
+        found = next((each for each in _combinations(choices) if count(each) == 0), None)
+    if found is None:
+        return
+    for name in list(found):
+        fewer = {other: value for other, value in found.items() if other != name}
+        if count(fewer) == 0:
+            found = fewer
+    yield found
+    most = found
+    for name, values in choices.items():
+        for value in values if name not in most else ():
+            if count({**most, name: value}) == 0:
+                most = {**most, name: value}
+                break
+    if most != found:
+        yield most
+
+
+def _descended(changes: Changes, choices: Mapping[str, Sequence[int]], count: Callable[[Changes], float]) -> Changes:
+    """Fewer and fewer misses, one field at a time."""
+    least, better = count(changes), True
+    while least > 0 and better:
+        better = False
+        for name, values in choices.items():
+            for value in (None, *values):
+                tried = {other: held for other, held in changes.items() if other != name}
+                if value is not None:
+                    tried[name] = value
+                if count(tried) < least:
+                    changes, least, better = tried, count(tried), True
+    return changes
+
+
+def _combinations(choices: Mapping[str, Sequence[int]]) -> Iterator[Changes]:
+    for values in itertools.product(*([None, *each] for each in choices.values())):
+        yield {name: value for name, value in zip(choices, values, strict=True) if value is not None}
+
+
+def missing(config: PreTrainedConfig, wanted: Shapes, *, whole: bool) -> float:
+    """How many dims of parameters are not as wanted in a model of the config; not ``whole``: of those that it has."""
+    try:
+        built = stored_shapes(config)
+    except Exception:  # each class refuses in its own way; one that cannot be built does not fit
+        return inf
+    wrong = 0
+    for name, shape in built.items():
+        other = wanted.get(name, ())
+        wrong += sum(a != b for a, b in zip(shape, other, strict=True)) if len(shape) == len(other) else len(shape)
+    return wrong + sum(len(shape) for name, shape in wanted.items() if whole and name not in built)
+
+
+def stored_shapes(config: PreTrainedConfig) -> Shapes:
+    """The shape of every tensor that a model of the config stores, each tied one once."""
+    model = build(config, "meta")
+    stored = model.state_dict()
+    return {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers()) if n in stored}
+
+
+def build(config: PreTrainedConfig, device: str) -> torch.nn.Module:
+    """A model of the config with weights that mean nothing yet."""
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def made(cls: type[PreTrainedConfig], values: Mapping[str, Any]) -> PreTrainedConfig | None:
+    """A config of the class with these values, if it takes them."""
+    try:
+        return cls.from_dict(without(values, "model_type", "architectures", "_name_or_path"))
+    except Exception:  # as above
+        return None
+
+
+def without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
