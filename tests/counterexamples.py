@@ -156,4 +156,16 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (3,), (1,), (1,), (2,), (2,), (2,)],
         [(3, 5), (2, 1), (2, 3), (2, 2)],
     ),
+    "what stands on both sides of an equation without solution is free": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 6, 3)),
+            Step("chunk", (2,), (), (0, 0)),
+            Step("piece", (1,), (), (0, 0, 16, 2)),
+            Step("stack", (4, 4), (), (0,)),
+            Step("end", (3, 5), (1, 2)),
+        ],
+        [(5,), (18,), (6, 3), (3, 3), (16,), (2, 16), (2,)],
+        [(18, 5), (2, 9), (2, 32)],
+    ),
 }

@@ -113,6 +113,15 @@ class _Variable:
     frozen: str = ""
 
 
+def _unlike(left: Dim, right: Dim) -> tuple[Dim, Dim]:
+    """Two dims without the terms that both begin or end with."""
+    ours, theirs = (list(dim.terms if isinstance(dim, Sum) else (dim,)) for dim in (left, right))
+    for place in (0, -1):
+        while len(ours) > 1 and len(theirs) > 1 and ours[place] == theirs[place]:
+            del ours[place], theirs[place]
+    return add(ours), add(theirs)
+
+
 class Solver:
     """Unification over dims. Axes are made by `fresh`; `resolve` says what they have become."""
 
@@ -167,6 +176,7 @@ class Solver:
         if left is right or left == right:
             return
         if left.size != right.size or not self._solve(left, right):
+            left, right = _unlike(self.resolve(left), self.resolve(right))
             reason = f"{where()} needs {left} = {right}, which has no solution"
             self.failures.append(reason)
             self.freeze(left, reason)
