@@ -168,4 +168,14 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (18,), (6, 3), (3, 3), (16,), (2, 16), (2,)],
         [(18, 5), (2, 9), (2, 32)],
     ),
+    "every third index of which there is one is a plain slice": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("slice", (1,), (), (0, 5, 6, 3)),
+            Step("norm", (2,), (1, 2)),
+            Step("end", (1, 3), (3, 4)),
+        ],
+        [(5,), (8,), (1,), (1,), (2,)],
+        [(8, 5), (1,), (1,), (2, 8), (2, 1)],
+    ),
 }

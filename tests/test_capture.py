@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -175,6 +176,43 @@ def test_what_cannot_be_recorded_is_exported() -> None:
     assert "linear" in [node.op for node in capture(model, inputs).nodes]
 
 
+class Looping(nn.Module):
+    """Experts in a loop over those that some token chose, the last ``spare`` of which have no weights."""
+
+    def __init__(self, spare: int = 0) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4 + spare)
+        self.up, self.down = nn.Parameter(torch.randn(4, 8, 6)), nn.Parameter(torch.randn(4, 6, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router(x).topk(2)
+        result = torch.zeros_like(x)
+        mask = F.one_hot(chosen, self.router.out_features).permute(2, 1, 0)
+        for (expert,) in mask.sum((-1, -2)).nonzero():
+            slot, token = torch.where(mask[expert])
+            hidden = F.relu(F.linear(x[token], self.up[expert]))
+            result.index_add_(0, token, F.linear(hidden, self.down[expert]) * weights[token, slot, None])
+        return result
+
+
+def test_a_loop_over_what_was_chosen_goes_over_everything() -> None:
+    """The width of the experts is one group, whichever of them this token chooses; no expert is a structure."""
+    torch.manual_seed(0)
+    model, x = Looping(), torch.randn(1, 6)
+    found = lorashear.groups(model, inputs={"x": x})
+    width = next(each for each in found.values() if ("up", 1) in each.slots)
+    assert width.prunable and set(width.slots) == {("up", 1), ("down", 2)}
+    assert not any(("up", 0) in each.slots for each in found.values())
+
+
+def test_what_a_loop_over_everything_cannot_do_is_said() -> None:
+    with pytest.raises(
+        lorashear.LorashearError,
+        match=r"index 4 is out of bounds .* where nonzero_numpy was taken to find every place",
+    ):
+        lorashear.groups(Looping(spare=1), inputs={"x": torch.randn(1, 6)})
+
+
 def test_a_graph_module_keeps_its_module_paths() -> None:
     model = Net().eval()
     program = torch.export.export(model, (), NET_INPUTS, strict=False)
@@ -239,7 +277,7 @@ class Gate(nn.Module):
 
 class Picked(Gate):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.inner(x) for _ in range(len(x.nonzero()))])
+        return self.inner(x[x.sum(1) > 0])
 
 
 class Hidden(Gate):

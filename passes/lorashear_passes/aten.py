@@ -33,7 +33,9 @@ Refer = Callable[[Any], str | None]
 def value(name: str, tensor: Any) -> Value:
     if not isinstance(tensor, torch.Tensor):
         return Value(name, "number", ())  # read out of a tensor
-    return Value(name, DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(int(size) for size in tensor.shape))
+    if not all(isinstance(size, int) for size in tensor.shape):
+        raise ValueError(f"a shape depends on data: that of {name}")
+    return Value(name, DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
 
 def made(name: str, result: Any) -> tuple[Value, ...]:

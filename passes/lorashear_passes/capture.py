@@ -69,12 +69,13 @@ def export(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     return translate(_program(model, inputs), model)
 
 
-def exported(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.export.ExportedProgram:
-    """``model(**inputs)`` in eval mode as a program that can be run. Raises CaptureError."""
+def exported(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.export.ExportedProgram, Graph]:
+    """``model(**inputs)`` in eval mode as a program that can be run, and its graph. Raises CaptureError."""
     training = {module: module.training for module in model.modules()}
     try:
         with quiet(), whole_experts(model):
-            return _program(model.eval(), inputs)
+            program = _program(model.eval(), inputs)
+            return program, translate(program, model)
     except Exception as error:
         name = type(model).__name__
         raise CaptureError(

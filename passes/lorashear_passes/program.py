@@ -12,7 +12,7 @@ import torch
 from lorashear_ir.graph import Argument, Graph, Node, Ref
 from lorashear_ir.groups import Groups, TensorCut
 from lorashear_passes.aten import op_name
-from lorashear_passes.capture import exported, translate
+from lorashear_passes.capture import exported
 from lorashear_passes.infer import infer
 from lorashear_passes.resize import resize
 
@@ -31,8 +31,8 @@ class Program:
 
 def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Program:
     """Capture a module so that it can be run again. Raises CaptureError."""
-    program = exported(model, inputs)
-    return Program(program, infer(translate(program, model)))
+    program, graph = exported(model, inputs)
+    return Program(program, infer(graph))
 
 
 def cut_tensor(tensor: torch.Tensor, cut: TensorCut) -> torch.Tensor:

@@ -28,7 +28,10 @@ from lorashear_passes.calls import Calls
 from lorashear_passes.tracing import CannotRecord, Names, finished, untouched
 
 KNOWN = 64
-"""Elements of an index range whose numbers are kept, so that what a forward reads out of it is known."""
+"""Elements of a tensor made of no other whose numbers are kept, so that what a forward reads out of it is known."""
+
+FACTORIES = {"arange", "ones", "zeros", "full"}
+SEARCHES = {"nonzero", "nonzero_numpy", "argwhere"}
 
 BACKENDS = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
 
@@ -57,8 +60,13 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     except CannotRecord:
         raise
     except Exception as error:
-        partial = Graph(type(model).__name__, tuple(recorder.sources), tuple(recorder.nodes), ()) if recorder else None
-        raise CannotRecord(error, calls.stopped_in, partial) from error
+        if recorder is None:
+            raise CannotRecord(error, calls.stopped_in) from error
+        partial = Graph(type(model).__name__, tuple(recorder.sources), tuple(recorder.nodes), ())
+        cause = error
+        if (op := recorder.searches.get(calls.stopped_in)) is not None:
+            cause = ValueError(f"{error} where {op} was taken to find every place")
+        raise CannotRecord(cause, calls.stopped_in, partial) from error
     return finished(model, recorder.sources, recorder.nodes, outputs)
 
 
@@ -85,6 +93,7 @@ class Recorder(ProxyTorchDispatchMode):
         super().__init__(None, "fake", pre_dispatch=True)  # pyright: ignore[reportArgumentType]  # there is no tracer
         self.sources: list[Source] = []
         self.nodes: list[Node] = []
+        self.searches: dict[str, str] = {}  # by module, an operator that was taken to find every place
         self._calls, self._attributes = calls, attributes
         self._fresh = Names().fresh
         self._lifted: set[str] = set()  # constants that are no attribute of a module
@@ -130,13 +139,18 @@ class Recorder(ProxyTorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._keep_latest()
-        with no_python_dispatcher():  # nobody asks what the call itself is made of
-            result = func(*args, **kwargs)
         op = aten.op_name(func)
-        if op == "arange" and isinstance(result, FakeTensor) and result.numel() <= KNOWN:
-            # Positions are known, and some rotary embeddings ask for the last of them.
-            with unset_fake_temporarily():
-                result.constant = func(*args, **{**kwargs, "device": "cpu"})
+        if op == "where" and len(args) == 1:
+            func, op = torch.ops.aten.nonzero_numpy.default, "nonzero_numpy"
+        with no_python_dispatcher():  # nobody asks what the call itself is made of
+            if op in SEARCHES and _known(args[0]) is None:
+                self.searches[self._calls.path] = op
+                result = _every_place(func, args)
+            else:
+                result = func(*args, **kwargs)
+        if op in FACTORIES and isinstance(result, FakeTensor) and result.numel() <= KNOWN:
+            # Some rotary embeddings ask for the last position, some models whether their own mask hides anything.
+            result.constant = _really(func, *args, **{**kwargs, "device": "cpu"})
         if func.namespace == "prim" or op in aten.CHECKS:
             return result
         first = args[0] if args else None
@@ -201,6 +215,25 @@ class Recorder(ProxyTorchDispatchMode):
         name = self._source(f"c_{path}", given, "constant", path)
         self._lifted.add(name)
         return name
+
+
+def _every_place(func: Any, args: Any) -> Any:
+    """What a search of places finds, if it finds every one: a loop over the experts that were chosen goes over them all."""
+    source = args[0]
+    assert isinstance(source, FakeTensor)
+
+    def held(found: torch.Tensor) -> torch.Tensor:
+        fake = source.fake_mode.from_tensor(found)
+        fake.constant = found
+        return fake
+
+    return pytree.tree_map_only(torch.Tensor, held, _really(lambda: func(torch.ones(source.shape))))
+
+
+def _really(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """The result of a call on real tensors."""
+    with unset_fake_temporarily():
+        return func(*args, **kwargs)
 
 
 def _known(given: Any) -> torch.Tensor | None:

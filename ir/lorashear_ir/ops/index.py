@@ -329,6 +329,14 @@ def chosen_count(node: Node) -> int:
     return _chosen(node)[1]
 
 
+def _type_search(node: Node, t: Typing) -> list[Dims]:
+    """nonzero: places that depend on data."""
+    reason = f"{where(node)} finds places in it by data"
+    for dim in t.of(node.arguments[0]):
+        t.solver.freeze(dim, reason)
+    return [t.fresh(value.shape, reason) for value in node.outputs]
+
+
 FILLS = "zeros ones empty full".split()
 
 ROWS: dict[str, Row] = {
@@ -347,6 +355,7 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(
         ["histc", "bincount"], Row(_type_histogram, lambda n, z: z.nowhere(n), points="use", sizes=_size_histogram)
     ),
+    **dict.fromkeys("nonzero nonzero_numpy argwhere".split(), Row(_type_search, lambda n, z: z.nowhere(n))),
     "arange": Row(_type_arange, lambda n, z: z.nowhere(n), sizes=_size_arange),
     "eye": Row(_type_eye, _zero_eye, sizes=_size_eye),
     **dict.fromkeys(FILLS, Row(_type_fill, _zero_fill, sizes=full_shape(0))),

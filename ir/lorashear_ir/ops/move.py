@@ -265,19 +265,19 @@ def _zero_unbind(node: Node, z: Zeros) -> list[Zero]:
     return [state[:along] + state[along + 1 :] for _ in node.outputs]
 
 
-def _bounds(node: Node, total: int) -> tuple[int, int]:
-    """Start of a slice, and its step."""
+def _bounds(node: Node, total: int, length: int) -> tuple[int, int]:
+    """Start of a slice, and its step; a single index needs none."""
     start, step = argument(node, 2, 0), argument(node, 4, 1)
     begin = start if isinstance(start, int) else 0
     begin = max(0, begin + total) if begin < 0 else min(begin, total)
-    return begin, step if isinstance(step, int) else 1
+    return begin, step if isinstance(step, int) and length > 1 else 1
 
 
 def _type_slice(node: Node, t: Typing) -> list[Dims]:
     dims = t.of(node.arguments[0])
     along = position(argument(node, 1, 0), len(dims))
     total, length = dims[along].size, node.outputs[0].shape[along]
-    begin, step = _bounds(node, total)
+    begin, step = _bounds(node, total, length)
     if length == total:
         return [dims]
     if length == 0:
@@ -302,8 +302,8 @@ def _size_slice(node: Node, r: Resizing) -> Node:
     assert isinstance(source, Ref)
     dims = r.dims[source.name]
     along = position(argument(node, 1, 0), len(dims))
-    begin, step = _bounds(node, dims[along].size)
     length = node.outputs[0].shape[along]
+    begin, step = _bounds(node, dims[along].size, length)
     if r.size(dims[along]) == dims[along].size or length == dims[along].size:
         return node
     start = r.before(dims[along], begin) if step == 1 else begin
