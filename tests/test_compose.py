@@ -103,6 +103,11 @@ MODELS: dict[str, tuple[Any, str, str]] = {
     "cohere": (lambda: build("cohere"), "layer_norm, rope, attention, gated_mlp", "layer_norm"),
     "gpt_oss": (lambda: build("gpt_oss"), "2 rms_norm, rope, attention, experts", "rms_norm"),
     "mixtral": (lambda: build("mixtral"), "2 rms_norm, rope, attention, experts", "rms_norm"),
+    # All experts run at once, beside a shared gated MLP.
+    "llama4": (lambda: build("llama4_text"), "2 rms_norm, 2 rope, attention, experts, gated_mlp", "rms_norm"),
+    # An activation that is learnt; a norm inside the MLP.
+    "apertus": (lambda: build("apertus"), "4 rms_norm, rope, attention, mlp", "rms_norm"),
+    "bitnet": (lambda: build("bitnet"), "3 rms_norm, rope, attention, gated_mlp", "rms_norm"),
     # One layer is dense, the other has experts and a shared gated MLP.
     "deepseek_v3": (
         lambda: build("deepseek_v3", **LATENT),

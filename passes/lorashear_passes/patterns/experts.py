@@ -7,12 +7,17 @@ from collections.abc import Iterator
 
 from lorashear_ir.graph import Ref
 from lorashear_passes.flow import CASTS, MOVES, Flow, Region
+from lorashear_passes.patterns.linear import batched_mlps
 
 AFTER = MOVES | frozenset("bmm matmul mul mul_ add add_ sum".split())
 
 
 def experts(flow: Flow) -> Iterator[Region]:
-    """The stacked weights (and biases) that one tensor of indices chooses from, and all between them and the sum."""
+    """The stacked weights (and biases) that one tensor of indices chooses from, and all between them and the sum.
+
+    Where no index chooses, every expert sees every token, and its share of it is zero where it was not chosen.
+    """
+    yield from batched_mlps(flow)
     chosen: dict[str, set[int]] = defaultdict(set)
     for position in flow.all("index", "index_select"):
         stacked, _, *_ = flow.nodes[position].arguments

@@ -1,8 +1,8 @@
-"""What is built from linear layers: the LoRA linear, and MLPs with and without a gate."""
+"""What is built from linear layers: the LoRA linear, MLPs with and without a gate, and experts that all run at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lorashear_ir.graph import Ref
 from lorashear_passes.flow import CASTS, Flow, Region
@@ -13,7 +13,10 @@ NONLINEAR = frozenset(
     "relu relu_ relu6 silu silu_ gelu sigmoid tanh softplus mish elu leaky_relu hardswish hardsigmoid erf exp pow "
     "square clamp maximum".split()
 )
-ELEMENTWISE = NONLINEAR | frozenset("mul mul_ add add_ sub div neg where gt ge lt le expm1 log1p minimum abs".split())
+ELEMENTWISE = NONLINEAR | frozenset(
+    "mul mul_ add add_ sub div neg where gt ge lt le expm1 log1p minimum min abs".split()
+)
+NORMS = frozenset("rms_norm layer_norm".split())
 # What adapters are made of besides linear layers; DoRA takes the norm of the sum's rows.
 ADAPTING = VIEWS | frozenset(
     "linear addmm mm matmul mul add sub div t numpy_T transpose unsqueeze squeeze expand eye linalg_norm "
@@ -86,27 +89,42 @@ def _is_adapter(flow: Flow, position: int) -> bool:
 
 def gated_mlps(flow: Flow) -> Iterator[Region]:
     """down(act(gate(x)) · up(x)), gate and up one layer or two."""
-    return (region for region, gated in _mlps(flow) if gated)
+    return (region for region, gated in _mlps(flow, projection) if gated)
 
 
 def mlps(flow: Flow) -> Iterator[Region]:
     """down(act(up(x)))"""
-    return (region for region, gated in _mlps(flow) if not gated)
+    return (region for region, gated in _mlps(flow, projection) if not gated)
 
 
-def _mlps(flow: Flow) -> Iterator[tuple[Region, bool]]:
-    """From each linear layer back through elementwise operators to the linear layers of one x before it."""
+def batched_mlps(flow: Flow) -> Iterator[Region]:
+    """The same of stacked weights, for all experts at once."""
+    return (region for region, _ in _mlps(flow, _batched))
+
+
+def _batched(flow: Flow, position: int) -> str | None:
+    """The input of as many linear layers as stacked weights have; None if the node is no such product."""
+    x, weight = [*flow.nodes[position].arguments, None, None][:2]
+    if flow.kind(position) not in ("bmm", "matmul") or not isinstance(x, Ref) or not isinstance(weight, Ref):
+        return None
+    stacked = flow.bare(weight, CASTS | {"transpose", "permute"})[0]
+    return flow.bare(x)[0] if stacked in flow.parameters and len(flow.values[stacked].shape) == 3 else None
+
+
+def _mlps(flow: Flow, layer: Callable[[Flow, int], str | None]) -> Iterator[tuple[Region, bool]]:
+    """From each linear layer back through elementwise operators and norms to the linear layers of one x before it."""
     for down in range(len(flow.nodes)):
-        hidden = projection(flow, down)
+        hidden = layer(flow, down)
         if hidden is None:
             continue
-        inner, ends = flow.behind(hidden, (), ELEMENTWISE | PIECES | VIEWS)
+        inner, ends = flow.behind(hidden, (), ELEMENTWISE | PIECES | VIEWS | NORMS)
         kinds = {flow.kind(position) for position in inner}
         layers = {flow.maker[name] for name in ends if name in flow.maker}
-        numbers = {name for name in ends if name not in flow.maker}  # learnt numbers in an activation
-        inputs = {projection(flow, position) for position in layers}
+        inputs = {layer(flow, position) for position in layers}
         if not kinds & NONLINEAR or len(inputs) != 1 or None in inputs or len(layers) > 2:
             continue
+        scales = {name for position in inner if flow.kind(position) in NORMS for name in flow.inputs({position})}
+        numbers = ends - flow.maker.keys() - scales  # learnt numbers in an activation
         if any(max(flow.values[name].shape, default=1) > 1 for name in numbers):
             continue
         region = flow.with_moves_before(flow.with_moves_after(inner | layers | {down}, VIEWS))
