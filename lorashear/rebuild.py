@@ -31,9 +31,6 @@ from lorashear_passes.same import agreement, spelled_out
 TRIES = 32
 """Values that are tried for a short run of numbers."""
 
-ROUNDS = 2
-"""How often each ambiguous attribute is tried."""
-
 SHAPES = {"in_features": 1, "out_features": 0, "num_embeddings": 0, "embedding_dim": 1}
 """Attributes of torch's own layers that say the shape of their weight and that no operator reads."""
 
@@ -93,21 +90,27 @@ def _searched(
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
     furthest, reason = (-1, 0), ""
-    for with_config in (False, True):  # few classes read their config while they run
+    # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
+    for with_config, start in itertools.product((False, True), (0, -1)):
         sure, choices = _settings(model, graph, wanted, with_config)
-        held = [options[0] for options in choices]
+        if start and not choices:
+            continue
+        held = [options[start] for options in choices]
         _set_all(small, itertools.chain(sure, *held))
         agreed, wrong = _agreement(small, inputs, wanted)
         # Attributes are settled one by one: the right value of each lets the program agree further.
-        for number in [*range(len(choices))] * ROUNDS if wrong else ():
-            for option in choices[number]:
-                _set_all(small, option)
-                further, found = _agreement(small, inputs, wanted)
-                if not found:
-                    return small, ""
-                if further > agreed:
-                    agreed, wrong, held[number] = further, found, option
-            _set_all(small, held[number])
+        better = bool(wrong)
+        while better:
+            better = False
+            for number, options in enumerate(choices):
+                for option in options:
+                    _set_all(small, option)
+                    further, found = _agreement(small, inputs, wanted)
+                    if not found:
+                        return small, ""
+                    if further > agreed:
+                        agreed, wrong, held[number], better = further, found, option, True
+                _set_all(small, held[number])
         if not wrong:
             return small, ""
         if agreed > furthest:
@@ -180,6 +183,12 @@ def _settings(
         if whole.role == "parameter":
             for old, new in zip(whole.value.shape, cut.value.shape, strict=True):
                 moved[whole.path.rpartition(".")[0]][old].add(new)
+    # A module of which another calls a method, not the module, has its operators under the other's path.
+    called = {node.module for node in graph.nodes}
+    for path, _ in model.named_modules():
+        if path and path not in called:
+            for old, news in moved.get(path.rpartition(".")[0], {}).items():
+                moved[path][old] |= news
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
     for path, numbers in moved.items():

@@ -177,17 +177,19 @@ def test_what_cannot_be_recorded_is_exported() -> None:
 
 
 class Looping(nn.Module):
-    """Experts in a loop over those that some token chose, the last ``spare`` of which have no weights."""
+    """Experts in a loop over those that some token chose, found among so many classes."""
 
-    def __init__(self, spare: int = 0) -> None:
+    classes = 4
+
+    def __init__(self) -> None:
         super().__init__()
-        self.router = nn.Linear(6, 4 + spare)
+        self.router = nn.Linear(6, 4)
         self.up, self.down = nn.Parameter(torch.randn(4, 8, 6)), nn.Parameter(torch.randn(4, 6, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights, chosen = self.router(x).topk(2)
         result = torch.zeros_like(x)
-        mask = F.one_hot(chosen, self.router.out_features).permute(2, 1, 0)
+        mask = F.one_hot(chosen, self.classes).permute(2, 1, 0)
         for (expert,) in mask.sum((-1, -2)).nonzero():
             slot, token = torch.where(mask[expert])
             hidden = F.relu(F.linear(x[token], self.up[expert]))
@@ -205,12 +207,46 @@ def test_a_loop_over_what_was_chosen_goes_over_everything() -> None:
     assert not any(("up", 0) in each.slots for each in found.values())
 
 
+def test_where_everything_is_too_much_choices_are_made_up() -> None:
+    """A mask with a class more than there are experts, as DBRX has it: no token ever chooses that one."""
+    model = Looping()
+    model.classes = 5
+    found = lorashear.groups(model, inputs={"x": torch.randn(3, 6)})
+    assert {each.name for each in found.values() if each.prunable} == {"ffn"}
+
+
+class Counting(nn.Module):
+    """How many tokens each expert gets is read out of a tensor, as in JetMoE; the split goes by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 8, 6)), nn.Parameter(torch.randn(4, 6, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, chosen = self.router(x).topk(2)
+        counts = torch.zeros(len(x), 4).scatter(1, chosen, 1).long().sum(0).tolist()
+        order = chosen.flatten().sort()[1]
+        parts = x[order // 2].split(counts)
+        made = [F.relu(part @ up.T) @ down.T for part, up, down in zip(parts, self.up, self.down, strict=True)]
+        return torch.zeros_like(x).index_add(0, order // 2, torch.cat(made))
+
+
+def test_numbers_of_tokens_are_made_up() -> None:
+    model, x = Counting(), torch.randn(5, 6)
+    found = lorashear.groups(model, inputs={"x": x})
+    width = next(each for each in found.values() if ("up", 1) in each.slots)
+    assert width.prunable and set(width.slots) == {("up", 1), ("down", 2)}
+    ops = [node.op for node in capture(model, {"x": x}).nodes]
+    assert "index" in ops and "slice" not in ops  # an index that was made up is none that is known
+
+
 def test_what_a_loop_over_everything_cannot_do_is_said() -> None:
-    with pytest.raises(
-        lorashear.LorashearError,
-        match=r"index 4 is out of bounds .* where nonzero_numpy was taken to find every place",
-    ):
-        lorashear.groups(Looping(spare=1), inputs={"x": torch.randn(1, 6)})
+    model = Looping()
+    model.up = nn.Parameter(model.up[:3])
+    sentence = r"index 3 is out of bounds .* where nonzero_numpy was taken to find every place"
+    with pytest.raises(lorashear.LorashearError, match=sentence):
+        lorashear.groups(model, inputs={"x": torch.randn(1, 6)})
 
 
 def test_a_graph_module_keeps_its_module_paths() -> None:

@@ -27,8 +27,9 @@ from lorashear_passes import aten
 from lorashear_passes.calls import Calls
 from lorashear_passes.tracing import CannotRecord, Names, finished, untouched
 
-KNOWN = 64
-"""Elements of a tensor made of no other whose numbers are kept, so that what a forward reads out of it is known."""
+KNOWN, MADE_UP = 64, 2**16
+"""Elements of a tensor made of no other whose numbers are kept, so that what a forward reads out of it is known; and
+of one that depends on choices which are made up."""
 
 FACTORIES = {"arange", "ones", "zeros", "full"}
 SEARCHES = {"nonzero", "nonzero_numpy", "argwhere"}
@@ -39,22 +40,41 @@ BACKENDS = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
 def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     """The graph of ``model(**inputs)``. No weight is read or copied, and the model is left as it was.
 
+    A forward that goes by what top-k chose (how many tokens for each expert) is recorded for choices that are made up.
+
     Raises:
         CannotRecord: the forward raises, or does what a recording would not show.
     """
+    try:
+        return _recorded(model, inputs, made_up=False)
+    except CannotRecord as refused:
+        if not isinstance(refused.cause, Exception) or isinstance(refused.cause, NotImplementedError):
+            raise
+        try:
+            return _recorded(model, inputs, made_up=True)
+        except CannotRecord as again:
+            raise max(refused, again, key=_recorded_nodes) from again
+
+
+def _recorded_nodes(stopped: CannotRecord) -> int:
+    return len(stopped.partial.nodes) if stopped.partial else 0
+
+
+def _recorded(model: torch.nn.Module, inputs: Mapping[str, Any], *, made_up: bool) -> Graph:
     calls = Calls(model)
     recorder = None
     try:
         if any(isinstance(module, torch.fx.GraphModule) for module in model.modules()):
             raise NotImplementedError("the module paths of an fx.GraphModule are in its nodes, not in calls")
-        recorder = Recorder(calls, _attributes(model))
+        recorder = Recorder(calls, _attributes(model), made_up=made_up)
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         fakes = _Fakes(fake)
         with untouched(model):
             given = pytree.tree_map_only(torch.Tensor, fakes.of, dict(inputs))
             _swap(model, fakes)
             recorder.begin(model, given)
-            with torch.no_grad(), _exporting(), calls.watched(), fake, enable_python_dispatcher(), recorder:
+            known = recorder.known
+            with torch.no_grad(), _exporting(known), calls.watched(), fake, enable_python_dispatcher(), recorder:
                 result = model(**given)
             outputs = recorder.end(result)
     except CannotRecord:
@@ -89,11 +109,14 @@ class _Fakes:
 class Recorder(ProxyTorchDispatchMode):
     """Writes down each ATen call. It is a proxy mode only because torch admits no other before dispatch."""
 
-    def __init__(self, calls: Calls, attributes: Mapping[int, str]) -> None:
+    def __init__(self, calls: Calls, attributes: Mapping[int, str], *, made_up: bool) -> None:
         super().__init__(None, "fake", pre_dispatch=True)  # pyright: ignore[reportArgumentType]  # there is no tracer
         self.sources: list[Source] = []
         self.nodes: list[Node] = []
         self.searches: dict[str, str] = {}  # by module, an operator that was taken to find every place
+        self.known = MADE_UP if made_up else KNOWN
+        self._made_up = made_up
+        self._guesses: set[str] = set()  # values whose numbers are made up
         self._calls, self._attributes = calls, attributes
         self._fresh = Names().fresh
         self._lifted: set[str] = set()  # constants that are no attribute of a module
@@ -148,9 +171,11 @@ class Recorder(ProxyTorchDispatchMode):
                 result = _every_place(func, args)
             else:
                 result = func(*args, **kwargs)
-        if op in FACTORIES and isinstance(result, FakeTensor) and result.numel() <= KNOWN:
+        if op in FACTORIES and isinstance(result, FakeTensor) and result.numel() <= self.known:
             # Some rotary embeddings ask for the last position, some models whether their own mask hides anything.
             result.constant = _really(func, *args, **{**kwargs, "device": "cpu"})
+        elif op == "one_hot" and (classes := _known(args[0])) is not None:  # made of a factory that is not seen here
+            result.constant = _really(func, classes, *args[1:], **kwargs)
         if func.namespace == "prim" or op in aten.CHECKS:
             return result
         first = args[0] if args else None
@@ -158,7 +183,7 @@ class Recorder(ProxyTorchDispatchMode):
             if (name := self._refer(first)) is not None:
                 self._bind(result, name)
             return result
-        run = aten.constant_run(op, args, _known)
+        run = aten.constant_run(op, args, self._certain)
         if run is not None:
             op, arguments = "slice", tuple(self._argument(each) for each in run)
         else:
@@ -171,7 +196,16 @@ class Recorder(ProxyTorchDispatchMode):
             tensors = [each for each in made if isinstance(each, torch.Tensor)]
             for value, tensor in zip(outputs, tensors, strict=False):
                 self._bind(tensor, value.name)
+            if self._made_up and op == "topk":
+                self._guesses.add(outputs[1].name)
+                tensors[1].constant = _each_in_turn(tensors[1], args[0])  # type: ignore[attr-defined]
+            elif not self._guesses.isdisjoint(self.nodes[-1].references()):
+                self._guesses.update(value.name for value in outputs)
         return result
+
+    def _certain(self, given: Any) -> torch.Tensor | None:
+        """The numbers of a constant, unless they were made up."""
+        return None if self._names.get(id(given)) in self._guesses else _known(given)
 
     def _argument(self, given: Any) -> Argument:
         name = self._refer(given)
@@ -230,6 +264,12 @@ def _every_place(func: Any, args: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, held, _really(lambda: func(torch.ones(source.shape))))
 
 
+def _each_in_turn(chosen: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Indices that top-k might choose along the last dim: every one of them, if there are enough choices."""
+    with unset_fake_temporarily():
+        return (torch.arange(chosen.numel()) % scores.shape[-1]).reshape(chosen.shape)
+
+
 def _really(func: Any, *args: Any, **kwargs: Any) -> Any:
     """The result of a call on real tensors."""
     with unset_fake_temporarily():
@@ -275,11 +315,11 @@ def _key(key: Any) -> str:
 
 
 @contextmanager
-def _exporting() -> Iterator[None]:
+def _exporting(known: int) -> Iterator[None]:
     """What torch.export sets: models ask is_exporting() before they look into a tensor; no backend has ops of its own."""
     flags = torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag
     limit = fake_tensor.CONSTANT_NUMEL_LIMIT
-    fake_tensor.CONSTANT_NUMEL_LIMIT = KNOWN
+    fake_tensor.CONSTANT_NUMEL_LIMIT = known
     backends = [(each, each.set_flags(False)) for each in BACKENDS]
     torch.compiler._is_compiling_flag = torch.compiler._is_exporting_flag = True
     try:
