@@ -246,7 +246,7 @@ def test_what_a_loop_over_everything_cannot_do_is_said() -> None:
     model.up = nn.Parameter(model.up[:3])
     sentence = r"index 3 is out of bounds .* where nonzero_numpy was taken to find every place"
     with pytest.raises(lorashear.LorashearError, match=sentence):
-        lorashear.groups(model, inputs={"x": torch.randn(1, 6)})
+        lorashear.groups(model, inputs={"x": torch.randn(3, 6)})
 
 
 def test_a_graph_module_keeps_its_module_paths() -> None:
