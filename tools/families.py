@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from lorashear.models import example_inputs, groups, keywords
@@ -70,7 +70,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},
-    "blt": {"encoder_hash_byte_group_vocab": 100},
+    "blt": {"encoder_hash_byte_group_vocab": 100, "patch_in_forward": False},
     **dict.fromkeys(("blt_local_encoder", "blt_local_decoder"), {"hidden_size_global": 32}),
     "reformer": {
         **{
@@ -86,6 +86,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
         **{"shape_vocab_size": 20, "shape_embed_dim": 10},
     },
     "dots3_note_text": {"per_layer_config": {}},
+    "dots3_note_vision_encoder": {"mlp_layer_types": ["dense"] * 2, "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_output_size": 32},
+    "musicgen_decoder": {"num_codebooks": 1},
+    "musicgen_melody_decoder": {"num_codebooks": 1},
     "phi4_multimodal_audio": {"num_blocks": 1, "nemo_conv_channels": 32, "input_size": 16},
     "dbrx": {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 8, "moe_top_k": 2},
@@ -163,7 +167,16 @@ def shrunk(base: PreTrainedConfig, values: Mapping[str, Any]) -> PreTrainedConfi
 
 def causal(family: str, **values: Any) -> Case:
     name = family + "".join(f" {value}" for value in values.values() if isinstance(value, str))
-    return Case(name, lambda: AutoModelForCausalLM.from_config(tiny(family, **values)))
+    return Case(name, lambda: language_model(tiny(family, **values)))
+
+
+def language_model(config: PreTrainedConfig) -> torch.nn.Module:
+    """The causal language model of a config, or of that part of the config which its class takes (MusicGen's decoder)."""
+    own = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].config_class
+    part = next((each for each in vars(config).values() if isinstance(each, own)), None)
+    if isinstance(config, own) or part is None:
+        return AutoModelForCausalLM.from_config(config)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](part)
 
 
 def rope(kind: str) -> Case:
