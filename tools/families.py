@@ -172,11 +172,11 @@ def causal(family: str, **values: Any) -> Case:
 
 def language_model(config: PreTrainedConfig) -> torch.nn.Module:
     """The causal language model of a config, or of that part of the config which its class takes (MusicGen's decoder)."""
-    own = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].config_class
-    part = next((each for each in vars(config).values() if isinstance(each, own)), None)
-    if isinstance(config, own) or part is None:
+    cls: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    part = next((each for each in vars(config).values() if isinstance(each, cls.config_class)), None)
+    if isinstance(config, cls.config_class) or part is None:
         return AutoModelForCausalLM.from_config(config)
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](part)
+    return cls(part)
 
 
 def rope(kind: str) -> Case:
