@@ -16,7 +16,12 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -25,14 +30,16 @@ from torch.utils.weak import TensorWeakRef
 from lorashear_ir.graph import Argument, Graph, Node, Ref, Role, Source
 from lorashear_passes import aten
 from lorashear_passes.calls import Calls
+from lorashear_passes.numbers import Numbers
 from lorashear_passes.tracing import CannotRecord, Names, finished, untouched
 
-KNOWN, MADE_UP = 64, 2**16
-"""Elements of a tensor made of no other whose numbers are kept, so that what a forward reads out of it is known; and
-of one that depends on choices which are made up."""
 
-FACTORIES = {"arange", "ones", "zeros", "full"}
-SEARCHES = {"nonzero", "nonzero_numpy", "argwhere"}
+class SearchError(ValueError):
+    """What went wrong in a module where a search was taken to find every place."""
+
+
+BY_DATA = (DataDependentOutputException, DynamicOutputShapeException, SearchError)
+"""Why a forward cannot be recorded unless choices are made up."""
 
 BACKENDS = (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn)
 
@@ -48,7 +55,7 @@ def record(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
     try:
         return _recorded(model, inputs, made_up=False)
     except CannotRecord as refused:
-        if not isinstance(refused.cause, Exception) or isinstance(refused.cause, NotImplementedError):
+        if not isinstance(refused.cause, BY_DATA):
             raise
         try:
             return _recorded(model, inputs, made_up=True)
@@ -73,8 +80,8 @@ def _recorded(model: torch.nn.Module, inputs: Mapping[str, Any], *, made_up: boo
             given = pytree.tree_map_only(torch.Tensor, fakes.of, dict(inputs))
             _swap(model, fakes)
             recorder.begin(model, given)
-            known = recorder.known
-            with torch.no_grad(), _exporting(known), calls.watched(), fake, enable_python_dispatcher(), recorder:
+            limit = recorder.numbers.limit
+            with torch.no_grad(), _exporting(limit), calls.watched(), fake, enable_python_dispatcher(), recorder:
                 result = model(**given)
             outputs = recorder.end(result)
     except CannotRecord:
@@ -84,8 +91,8 @@ def _recorded(model: torch.nn.Module, inputs: Mapping[str, Any], *, made_up: boo
             raise CannotRecord(error, calls.stopped_in) from error
         partial = Graph(type(model).__name__, tuple(recorder.sources), tuple(recorder.nodes), ())
         cause = error
-        if (op := recorder.searches.get(calls.stopped_in)) is not None:
-            cause = ValueError(f"{error} where {op} was taken to find every place")
+        if (op := recorder.numbers.searches.get(calls.stopped_in)) is not None:
+            cause = SearchError(f"{error} where {op} was taken to find every place")
         raise CannotRecord(cause, calls.stopped_in, partial) from error
     return finished(model, recorder.sources, recorder.nodes, outputs)
 
@@ -113,10 +120,7 @@ class Recorder(ProxyTorchDispatchMode):
         super().__init__(None, "fake", pre_dispatch=True)  # pyright: ignore[reportArgumentType]  # there is no tracer
         self.sources: list[Source] = []
         self.nodes: list[Node] = []
-        self.searches: dict[str, str] = {}  # by module, an operator that was taken to find every place
-        self.known = MADE_UP if made_up else KNOWN
-        self._made_up = made_up
-        self._guesses: set[str] = set()  # values whose numbers are made up
+        self.numbers = Numbers(made_up=made_up)
         self._calls, self._attributes = calls, attributes
         self._fresh = Names().fresh
         self._lifted: set[str] = set()  # constants that are no attribute of a module
@@ -166,16 +170,7 @@ class Recorder(ProxyTorchDispatchMode):
         if op == "where" and len(args) == 1:
             func, op = torch.ops.aten.nonzero_numpy.default, "nonzero_numpy"
         with no_python_dispatcher():  # nobody asks what the call itself is made of
-            if op in SEARCHES and _known(args[0]) is None:
-                self.searches[self._calls.path] = op
-                result = _every_place(func, args)
-            else:
-                result = func(*args, **kwargs)
-        if op in FACTORIES and isinstance(result, FakeTensor) and result.numel() <= self.known:
-            # Some rotary embeddings ask for the last position, some models whether their own mask hides anything.
-            result.constant = _really(func, *args, **{**kwargs, "device": "cpu"})
-        elif op == "one_hot" and (classes := _known(args[0])) is not None:  # made of a factory that is not seen here
-            result.constant = _really(func, classes, *args[1:], **kwargs)
+            result = self.numbers.call(func, op, args, kwargs, self._calls.path)
         if func.namespace == "prim" or op in aten.CHECKS:
             return result
         first = args[0] if args else None
@@ -183,7 +178,7 @@ class Recorder(ProxyTorchDispatchMode):
             if (name := self._refer(first)) is not None:
                 self._bind(result, name)
             return result
-        run = aten.constant_run(op, args, self._certain)
+        run = aten.constant_run(op, args, lambda each: self.numbers.certain(each, self._names.get(id(each))))
         if run is not None:
             op, arguments = "slice", tuple(self._argument(each) for each in run)
         else:
@@ -196,16 +191,8 @@ class Recorder(ProxyTorchDispatchMode):
             tensors = [each for each in made if isinstance(each, torch.Tensor)]
             for value, tensor in zip(outputs, tensors, strict=False):
                 self._bind(tensor, value.name)
-            if self._made_up and op == "topk":
-                self._guesses.add(outputs[1].name)
-                tensors[1].constant = _each_in_turn(tensors[1], args[0])  # type: ignore[attr-defined]
-            elif not self._guesses.isdisjoint(self.nodes[-1].references()):
-                self._guesses.update(value.name for value in outputs)
+            self.numbers.follow(self.nodes[-1], args, tensors)
         return result
-
-    def _certain(self, given: Any) -> torch.Tensor | None:
-        """The numbers of a constant, unless they were made up."""
-        return None if self._names.get(id(given)) in self._guesses else _known(given)
 
     def _argument(self, given: Any) -> Argument:
         name = self._refer(given)
@@ -251,37 +238,6 @@ class Recorder(ProxyTorchDispatchMode):
         return name
 
 
-def _every_place(func: Any, args: Any) -> Any:
-    """What a search of places finds, if it finds every one: a loop over the experts that were chosen goes over them all."""
-    source = args[0]
-    assert isinstance(source, FakeTensor)
-
-    def held(found: torch.Tensor) -> torch.Tensor:
-        fake = source.fake_mode.from_tensor(found)
-        fake.constant = found
-        return fake
-
-    return pytree.tree_map_only(torch.Tensor, held, _really(lambda: func(torch.ones(source.shape))))
-
-
-def _each_in_turn(chosen: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Indices that top-k might choose along the last dim: every one of them, if there are enough choices."""
-    with unset_fake_temporarily():
-        return (torch.arange(chosen.numel()) % scores.shape[-1]).reshape(chosen.shape)
-
-
-def _really(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """The result of a call on real tensors."""
-    with unset_fake_temporarily():
-        return func(*args, **kwargs)
-
-
-def _known(given: Any) -> torch.Tensor | None:
-    """The numbers of a constant tensor."""
-    held = getattr(given, "constant", None) if isinstance(given, FakeTensor) else given
-    return held if isinstance(held, torch.Tensor) and not held.is_meta else None
-
-
 def _swap(model: torch.nn.Module, fakes: _Fakes) -> None:
     """Put a fake of the same shape into the place of every parameter and buffer; a tied one has one fake."""
     for module in model.modules():
@@ -315,18 +271,18 @@ def _key(key: Any) -> str:
 
 
 @contextmanager
-def _exporting(known: int) -> Iterator[None]:
+def _exporting(limit: int) -> Iterator[None]:
     """What torch.export sets: models ask is_exporting() before they look into a tensor; no backend has ops of its own."""
     flags = torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag
-    limit = fake_tensor.CONSTANT_NUMEL_LIMIT
-    fake_tensor.CONSTANT_NUMEL_LIMIT = known
+    limit_before = fake_tensor.CONSTANT_NUMEL_LIMIT
+    fake_tensor.CONSTANT_NUMEL_LIMIT = limit
     backends = [(each, each.set_flags(False)) for each in BACKENDS]
     torch.compiler._is_compiling_flag = torch.compiler._is_exporting_flag = True
     try:
         with BaseTorchFunctionMode():  # modules with a fused kernel keep to their parts where a function mode is on
             yield
     finally:
-        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit_before
         torch.compiler._is_compiling_flag, torch.compiler._is_exporting_flag = flags
         for backend, before in backends:
             backend.set_flags(*before)
