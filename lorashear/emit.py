@@ -120,23 +120,24 @@ def expresses(config: PreTrainedConfig, groups: Groups, removed: Removed) -> boo
         few = {}
     # The layers of a hybrid are not alike: one that shows nothing of this says nothing.
     shows = any(after.get(name) != before.get(name) for name in few)
-    base, whole = (single, False) if single is not None and shows else (config, True)
-    return next(_shaped(base, groups, removed, whole=whole), None) is not None
+    return next(_shaped(config, groups, removed, single if shows else None), None) is not None
 
 
-def _shaped(config: PreTrainedConfig, groups: Groups, removed: Removed, *, whole: bool = True) -> Iterator[Emission]:
-    """Emissions with the wanted shapes; not ``whole``: of what a config of fewer layers has."""
+def _shaped(
+    config: PreTrainedConfig, groups: Groups, removed: Removed, single: PreTrainedConfig | None = None
+) -> Iterator[Emission]:
+    """Emissions with the wanted shapes; of one layer if a config of a ``single`` one is to be changed."""
     wanted = shapes_after(groups, removed)
     eps = _eps_changes(config, groups, removed)
     if eps is None:
         return
 
     def routed(changes: Mapping[str, int]) -> Emission | None:
-        return _routed(config, {**changes, **eps})
+        return _routed(single or config, {**changes, **eps})
 
     def misses(changes: Mapping[str, int]) -> float:
         emitted = routed(changes)
-        return missing(emitted.config, wanted, whole=whole) if emitted is not None else inf
+        return missing(emitted.config, wanted, whole=single is None) if emitted is not None else inf
 
     if is_uniform(groups, removed):
         for changes in search(options(config, groups, _sizes(groups, removed)), misses):
