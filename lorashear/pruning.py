@@ -70,9 +70,7 @@ def pruned(
     made, reason = emit.solve(config, groups, removed)
     if made is None:
         return _rebuilt(model, groups, removed, inputs, reason)
-    small = _own_class(model, made, groups, removed)
-    loop_over_experts(small)
-    return small
+    return _own_class(model, made, groups, removed)
 
 
 def _rebuilt(
@@ -165,6 +163,7 @@ def _own_class(model: torch.nn.Module, made: emit.Emission, groups: Groups, remo
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         small.generation_config = generation  # type: ignore[assignment]
+    loop_over_experts(small)
     return small.train(model.training)
 
 
