@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import random
 import signal
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -335,16 +336,30 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="model types of transformers; the tested ones by default")
     parser.add_argument("--all", action="store_true", help="every causal language model that transformers has")
     options = parser.parse_args()
+    names = asked(options.families, options.all)
+    print("| family | exact in the program | by its class | CPU seconds | largest difference, or why not |")
+    print("|---|---|---|---:|---|")
+    with multiprocessing.get_context("spawn").Pool(initializer=_quiet) as pool:  # a family on every core
+        for line in pool.imap(row_of, names):
+            print(line, flush=True)
+
+
+def asked(families: Sequence[str], every: bool) -> list[str]:
+    """The names of the rows: those asked for, else the tested ones, and all of transformers' with `every`."""
+    tested = [case.name for case in cases() if not families or case.name in families]
+    extra = [*families, *(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if every else ())]
+    return list(dict.fromkeys((*tested, *extra)))
+
+
+def row_of(name: str) -> str:
+    """The line of a family by its name: a process of its own can be told no more."""
+    return row(next((case for case in cases() if case.name == name), None) or causal(name))
+
+
+def _quiet() -> None:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    chosen = [case for case in cases() if not options.families or case.name in options.families]
-    known = {case.name for case in chosen}
-    extra = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if options.all else options.families
-    print("| family | exact in the program | by its class | CPU seconds | largest difference, or why not |")
-    print("|---|---|---|---:|---|")
-    for case in (*chosen, *(causal(name) for name in extra if name not in known)):
-        print(row(case), flush=True)
 
 
 if __name__ == "__main__":
