@@ -23,6 +23,7 @@ from lorashear.modeling_lorashear_llama import LorashearLlamaConfig, LorashearLl
 from lorashear_ir.axes import size_with
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
+from lorashear_passes.aten import DTYPES
 from lorashear_passes.capture import CaptureError, capture
 from lorashear_passes.resize import resize
 from lorashear_passes.same import difference
@@ -71,11 +72,17 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
 def _otherwise(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph, wanted: Graph) -> str:
     """What the class computes otherwise than wanted."""
     try:
-        return difference(capture(build(after, "meta").eval(), like(graph)), wanted) or _recomputed(
-            before, after, graph
-        )
+        twin = build(after, "meta").to(_precision(graph)).eval()
+        return difference(capture(twin, like(graph)), wanted) or _recomputed(before, after, graph)
     except CaptureError as error:
         return str(error)
+
+
+def _precision(graph: Graph) -> torch.dtype:
+    """What the graph's parameters are stored in, so that a constant made beside them is rounded alike."""
+    names = {name: dtype for dtype, name in DTYPES.items()}
+    held = (names.get(s.value.dtype) for s in graph.sources if s.role == "parameter")
+    return next((dtype for dtype in held if dtype is not None and dtype.is_floating_point), torch.float32)
 
 
 class _Unstored(TorchFunctionMode):
@@ -89,15 +96,24 @@ class _Unstored(TorchFunctionMode):
 
 
 def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph) -> str:
-    """Which buffer that is not stored has other values in the model of another config; Gemma scales by ``√hidden``."""
+    """Which tensor that is not stored has other values in the model of another config; Gemma scales by ``√hidden``."""
     with _Unstored():
         old, new = (build(config, "cpu") for config in (before, after))
-    stored, buffers = old.state_dict(), dict(new.named_buffers())
-    read = {source.path for source in graph.sources if source.role == "buffer"}
-    for name, buffer in old.named_buffers():
-        if name in read and name not in stored and not torch.equal(buffer, buffers[name]):
-            return f"{name}, which is not stored, has other values"
+    for source in graph.sources:
+        if source.role not in ("buffer", "constant"):
+            continue
+        held, other = (_held(model, source.path) for model in (old, new))
+        if held is not None and (other is None or not torch.equal(held, other)):
+            return f"{source.path}, which is not stored, has other values"
     return ""
+
+
+def _held(model: torch.nn.Module, path: str) -> torch.Tensor | None:
+    """A buffer or a plain attribute; None for a constant that the forward makes itself."""
+    held: Any = model
+    for name in path.split("."):
+        held = getattr(held, name, None)
+    return held if isinstance(held, torch.Tensor) else None
 
 
 def like(graph: Graph) -> dict[str, Any]:

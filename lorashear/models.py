@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from lorashear import adapters, checkpoint, emit
 from lorashear.errors import Fault, LorashearError
-from lorashear.rebuild import Removed, rebuilt
+from lorashear.rebuild import Removed, copied, rebuilt
 from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Group, Groups
@@ -126,12 +126,12 @@ def _called(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def emptied(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy on the meta device: every shape and no weight."""
+    """A copy on the meta device: every shape and no weight. Raises LorashearError."""
     memo: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         memo[id(tensor)] = torch.nn.Parameter(empty) if isinstance(tensor, torch.nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
+    return copied(module, memo)
 
 
 def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Graph:
@@ -213,19 +213,37 @@ def expressible(
             first = [block * each.axis.size for block in range(each.blocks)]
             families.setdefault((each.kind, each.size), {})[each.name] = first
     by_config = _by_config(config, found, families) if module is None or not adapters.holds(module) else {}
-    hollow = None
-    reasons: dict[tuple[str, int], str] = {}
+    reasons: dict[str, str] = {}
     for family, removed in families.items():
-        reasons[family] = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
-        if reasons[family] and module is not None and found.typed is not None:
-            hollow = hollow or emptied(module)
-            small, wrong = rebuilt(hollow, found.typed, found, removed, keywords(hollow, inputs))
-            reasons[family] = "" if small is not None else f"{reasons[family]}: {wrong}"
+        reason = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
+        wrong = _without_config(module, found, removed, inputs) if reason and module is not None else {}
+        for name in removed:
+            reasons[name] = f"{reason}: {wrong[name]}" if wrong.get(name) else "" if wrong else reason
     result: list[Group] = []
     for each in found.values():
-        reason = each.reason or reasons[each.kind, each.size]
+        reason = each.reason or reasons[each.name]
         result.append(replace(each, prunable=not reason, reason=reason))
     return Groups(result, found.tensors, found.norms, found.tied, found.typed)
+
+
+def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, inputs: Inputs | None) -> dict[str, str]:
+    """What stops each group from getting its width by attributes; empty where nothing does.
+
+    All are tried at once. Where that fails, those that differ only in numbers (the layers of a tower) are tried apart.
+    """
+    assert found.typed is not None, "groups of a captured model have its graph"
+    hollow = emptied(module)
+    given = keywords(hollow, inputs)
+    towers: dict[str, dict[str, Collection[int]]] = {}
+    for name, indices in removed.items():
+        towers.setdefault(re.sub(r"\d+", "*", name), {})[name] = indices
+    reasons: dict[str, str] = {}
+    for tried in [removed, *(towers.values() if len(towers) > 1 else ())]:
+        small, wrong = rebuilt(hollow, found.typed, found, tried, given)
+        reasons.update(dict.fromkeys(tried, "" if small is not None else wrong))
+        if tried is removed and small is not None:
+            break
+    return reasons
 
 
 def _by_config(

@@ -19,7 +19,7 @@ from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
 from lorashear_passes.neutralise import zeroed
-from lorashear_passes.program import cut_tensor, record, sliced
+from lorashear_passes.program import cut_tensor, record, sliced, tensors
 
 Removed = Mapping[str, Collection[int]]
 
@@ -48,6 +48,8 @@ def prune(
         model = models.AutoModelForCausalLM.from_pretrained(resolve(model), dtype="auto")
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
+    if not isinstance(removed, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LorashearError(f"prune takes structures by group name, as {{name: [0, 1]}}, and {removed!r} is none")
     removed = {name: _plain(indices) for name, indices in removed.items()}
     if merge:
         adapters.check_mergeable(model)
@@ -180,7 +182,7 @@ def _captured(model: torch.nn.Module, removed: Removed, inputs: Mapping[str, Any
 
 def masked(model: torch.nn.Module, groups: Groups, removed: Mapping[str, Collection[int]]) -> None:
     """Set structures to their neutral value, zero, in place: the other side of the theorem."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = dict(tensors(model))
     with torch.no_grad():
         for name, cut in groups.cuts(removed).items():
-            parameters[name].copy_(zeroed(parameters[name], cut))
+            held[name].copy_(zeroed(held[name], cut))

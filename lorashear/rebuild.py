@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from lorashear import adapters
+from lorashear.errors import LorashearError
 from lorashear_ir.graph import Argument, Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -149,13 +150,28 @@ def _cut_copy(model: torch.nn.Module, groups: Groups, removed: Removed) -> torch
             memo[id(tensor)] = (
                 torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
             )
-    small = copy.deepcopy(model, memo)
+    small = copied(model, memo)
     for module in small.modules():
         weight = getattr(module, "weight", None)
         for name, dim in SHAPES.items():
             if isinstance(weight, torch.Tensor) and isinstance(getattr(module, name, None), int):
                 setattr(module, name, weight.shape[dim])
     return small
+
+
+def copied(model: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    """A deep copy, with what ``memo`` has by id in place of tensors.
+
+    Raises:
+        LorashearError: the model holds something that python cannot copy.
+    """
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise LorashearError(
+            f"{type(model).__name__} cannot be copied, so no smaller one can be made of it: {said}"
+        ) from error
 
 
 def _mend_eps(small: torch.nn.Module, groups: Groups, removed: Removed) -> None:

@@ -27,6 +27,8 @@ ELEMENTS = 150  # a value
 RANK = 4
 DEGREE = 6
 
+EPS = {(): 0.5, (0,): 0.5, (1,): 0.2}
+
 BOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -35,6 +37,8 @@ BOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
     "rsqrt": lambda x: torch.rsqrt(x.square() + 1),
     "clamp": lambda x: x.clamp(-0.7, 0.9),
     "clamp_above": lambda x: x.clamp(0.1, 0.9),
+    "hardtanh": F.hardtanh,
+    "hardtanh_above": lambda x: F.hardtanh(x, 0.1, 0.9),
 }
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     **BOUNDED,
@@ -46,8 +50,13 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "plus": lambda x: x + 0.5,
     "times": lambda x: x * 0.5,
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "threshold_above": lambda x: F.threshold(x, 0.1, 0.7),
+    "threshold_below": lambda x: F.threshold(x, -0.1, 0.7),
 }
-LOSSY = {"relu", "clamp", "clamp_above"}  # different numbers become equal
+LOSSY = {  # different numbers become equal
+    *("relu", "clamp", "clamp_above", "hardtanh", "hardtanh_above", "threshold", "threshold_above", "threshold_below")
+}
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,13 @@ def _degree(step: Step, degrees: list[int]) -> int:
 
 RESETS = "rms rms1 rms_norm norm group_norm softmax onehot length".split()
 SQUARES = "gram square self_outer".split()
-MULTIPLIES = "mul outer bmm baddbmm rowmix attention glu".split()
+MULTIPLIES = "mul addcmul outer bmm baddbmm rowmix attention glu".split()
 UNTIES = "linear transposed fused lowrank scale shift".split()
 TIES = [
     *LOSSY,
     *"repeat interleave expand cat stack gram outer self_outer scatter gather pad where masked onehot".split(),
 ]
-TIES += "route index pick write sub maximum divide".split()
+TIES += "route index pick write sub maximum divide lerp".split()
 
 
 class Program(nn.Module):
@@ -158,6 +167,10 @@ def apply(step: Step, given: list[Tensor], w: list[Tensor]) -> Tensor:
             return torch.maximum(x, given[1])
         case "mul":
             return x * given[1]
+        case "lerp":
+            return torch.lerp(x, given[1], 0.3)
+        case "addcmul":
+            return torch.addcmul(x, given[1], given[2], value=0.5)
         case "ratio":
             return x / given[1]
         case "divide":
@@ -181,7 +194,8 @@ def apply(step: Step, given: list[Tensor], w: list[Tensor]) -> Tensor:
         case "rowmix":
             return torch.einsum("bij,bj->bi", x, given[1])
         case "attention":
-            return F.scaled_dot_product_attention(x, given[1], given[2], scale=0.3)
+            key, value = (given[i][:, :1] if i in numbers else given[i] for i in (1, 2))  # one for all heads
+            return F.scaled_dot_product_attention(x, key, value, scale=0.3)
         case "split":
             return x.view(*x.shape[:d], *numbers[1:], *x.shape[d + 1 :])
         case "merge":
@@ -231,10 +245,10 @@ def apply(step: Step, given: list[Tensor], w: list[Tensor]) -> Tensor:
         case "glu":
             return F.glu(x, d)
         case "rms" | "rms1":
-            scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.5)
+            scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS[numbers[:1]])
             return scaled * (w[0] + 1.0 if step.op == "rms1" else w[0])
         case "rms_norm":
-            return F.rms_norm(x, x.shape[-1:], w[0], 0.25)
+            return F.rms_norm(x, w[0].shape, w[0], EPS[numbers[:1]])
         case "norm":
             return F.layer_norm(x, x.shape[-1:], w[0], w[1])
         case "group_norm":
@@ -263,7 +277,7 @@ MOVES = (
     "interleave"
 ).split()
 REDUCES = "sum mean prod amax logsumexp softmax cumsum length glu".split()
-PAIRS = "add add sub mul maximum divide ratio where masked".split()
+PAIRS = "add add sub mul maximum divide ratio where masked lerp addcmul".split()
 KINDS = (
     "linear linear linear linear linear pointwise pointwise pointwise scale shift pair pair pair move move move move "
     "move move move move move reduce reduce rms rms1 rms_norm norm group_norm batch_norm gram gram outer self_outer bmm "
@@ -316,8 +330,10 @@ def step(rng: random.Random, sketch: Sketch) -> None:
         _reduce(rng, sketch, reads, shape)
     elif kind in ("linear", "shared", "transposed", "fused", "lowrank"):
         _linear(rng, sketch, kind, reads, shape)
-    elif kind in ("scale", "shift", "rms", "rms1", "rms_norm"):
+    elif kind in ("scale", "shift"):
         sketch.add(Step(kind, (reads,), (sketch.weight(shape[-1]),)), shape)
+    elif kind in ("rms", "rms1", "rms_norm"):
+        sketch.add(Step(kind, (reads,), (_gain(rng, sketch, kind, shape),), (rng.randint(0, 1),)), shape)
     elif kind in ("norm", "batch_norm", "group_norm"):
         _norm(rng, sketch, kind, reads, shape)
     elif kind in ("conv", "conv2d"):
@@ -335,7 +351,8 @@ def _pair(rng: random.Random, sketch: Sketch, reads: int, alike: list[int]) -> N
     if (op in ("sub", "ratio") and other == reads) or (op == "ratio" and other in sketch.ties):
         return  # a constant, or infinite
     numbers = (rng.randint(0, 1),) if op == "masked" else ()
-    sketch.add(Step(op, (reads, other), (), numbers), sketch.shapes[reads])
+    third = (rng.choice(alike),) if op == "addcmul" else ()
+    sketch.add(Step(op, (reads, other, *third), (), numbers), sketch.shapes[reads])
 
 
 def _linear(rng: random.Random, sketch: Sketch, kind: str, reads: int, shape: tuple[int, ...]) -> None:
@@ -355,6 +372,15 @@ def _linear(rng: random.Random, sketch: Sketch, kind: str, reads: int, shape: tu
             weight = rng.choice(fitting)
             made = (*shape[:-1], sketch.weights[weight][not side])
             sketch.add(Step("linear" if side else kind, (reads,), (weight,)), made)
+
+
+def _gain(rng: random.Random, sketch: Sketch, kind: str, shape: tuple[int, ...]) -> int:
+    """The weight of an RMSNorm: mostly its own, along its last dim; or for two dims, one number, or another norm's."""
+    held = [i for i, w in enumerate(sketch.weights) if w == shape[-1:]]
+    if held and rng.random() < 0.3:
+        return rng.choice(held)
+    odd = [shape[-2:], *([(1,), (*shape[-2:-1], 1)] if kind != "rms_norm" else [])]
+    return sketch.weight(*(rng.choice(odd) if rng.random() < 0.3 else shape[-1:]))
 
 
 def _norm(rng: random.Random, sketch: Sketch, kind: str, reads: int, shape: tuple[int, ...]) -> None:
@@ -435,7 +461,8 @@ def _product(
             else:
                 sketch.add(Step(kind, (reads, other)), made)
     elif kind == "attention" and len(shape) in (2, 3):
-        sketch.add(Step(kind, (reads, rng.choice(alike), rng.choice(alike))), shape)
+        shared = tuple(i for i in (1, 2) if len(shape) == 3 and rng.random() < 0.2)
+        sketch.add(Step(kind, (reads, rng.choice(alike), rng.choice(alike)), (), shared), shape)
 
 
 def _reduce(rng: random.Random, sketch: Sketch, reads: int, shape: tuple[int, ...]) -> None:

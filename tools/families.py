@@ -32,7 +32,7 @@ from lorashear_passes.neutralise import neutralised
 from lorashear_passes.program import Program, record, sliced
 
 TOLERANCE = 1e-4  # of the largest logit
-LIMIT = 300  # CPU seconds for a family
+LIMIT = 600  # CPU seconds for a family
 LARGEST = 5_000_000  # parameters
 
 TOKENS = torch.randint(1, 96, (3, 7), generator=torch.Generator().manual_seed(1))

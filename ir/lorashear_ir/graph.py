@@ -38,11 +38,15 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor the program is given: a parameter (or stored buffer), a recomputed buffer, a constant, an input."""
+    """A tensor the program is given: a parameter (or stored buffer), a recomputed buffer, a constant, an input.
+
+    ``holds`` has the numbers of a constant, or a hash of many; empty for all else, and where nothing is stored.
+    """
 
     value: Value
     role: Role
     path: str  # name in named_parameters(), named_buffers() or the signature
+    holds: str = ""
 
 
 @dataclass(frozen=True, slots=True)

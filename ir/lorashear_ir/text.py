@@ -6,6 +6,7 @@ axis rot.0 4 channel frozen "why it may not shrink"
 norm hidden "model.norm.weight" 0.0 1e-06
 tied "model.embed_tokens.weight" "lm_head.weight"
 parameter %p0 f32[48, 32] (ffn.0, hidden) "model.layers.0.mlp.gate_proj.weight"
+constant %c0 f32[] () "model.lifted_tensor_0" = "5.5"
 def mlp.0(%a f32[2, 5, 32], %b f32[48, 32], %c f32[32, 48]) {
   %linear f32[2, 5, 48] = linear(%a, %b) @ "gate_proj"
   ...
@@ -28,7 +29,7 @@ from typing import cast
 from lorashear_ir.axes import Axis, Dim, add, product
 from lorashear_ir.graph import Argument, AxisInfo, Function, Graph, Node, Norm, Ref, Role, Source, Value
 
-TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|->|%[\w.]+|[-+]?(?:inf|nan|\d[\w.+-]*)|[\w.]+|[\[\](){},×+=@])')
+TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|->|%[\w.]+|[-+]?(?:(?:inf|nan)(?![\w.])|\d[\w.+-]*)|[\w.]+|[\[\](){},×+=@])')
 ROLES = ("parameter", "buffer", "constant", "input")
 OWNED = ("parameter", "buffer")  # what is printed by its path below a module
 
@@ -50,7 +51,8 @@ def show(graph: Graph) -> str:
     for name, first in graph.tied:
         lines.append(f"tied {quote(name)} {quote(first)}")
     for source in graph.sources:
-        lines.append(f"{source.role} {_value(source.value)} {quote(source.path)}")
+        holds = f" = {quote(source.holds)}" if source.holds else ""
+        lines.append(f"{source.role} {_value(source.value)} {quote(source.path)}{holds}")
     for function in graph.functions:
         lines.append(f"def {function.name}({', '.join(map(_value, function.parameters))}) {{")
         lines += [f"  {_shown(node, {})}" for node in function.nodes]
@@ -114,7 +116,7 @@ class _Reader:
             self.tokens.append(match.group(1))
             position = match.end()
         self.position = 0
-        self.module = self.tokens[-1].strip('"') if self.tokens[-2:-1] == ["@"] else ""
+        self.module = cast(str, ast.literal_eval(self.tokens[-1])) if self.tokens[-2:-1] == ["@"] else ""
 
     def peek(self) -> str:
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
@@ -246,7 +248,8 @@ def parse(text: str) -> Graph:
             reader.take()
             tied.append((reader.text(), reader.text()))
         elif word in ROLES:
-            source = Source(role=cast(Role, reader.take()), value=reader.value(), path=reader.text())
+            role, value, path = cast(Role, reader.take()), reader.value(), reader.text()
+            source = Source(value, role, path, (reader.take("="), reader.text())[1] if reader.peek() else "")
             sources.append(source)
             if source.role in OWNED:
                 owned[source.path] = source.value.name

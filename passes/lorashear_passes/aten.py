@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -26,6 +27,9 @@ DTYPES = {
 CHECKS = {"_assert_tensor_metadata", "sym_constrain_range_for_size", "_assert_scalar", "_assert_async"}
 SAME = {"alias", "detach", "detach_", "contiguous", "lift_fresh", "lift_fresh_copy", "dropout"}  # in eval mode
 
+FEW = 8
+"""So many numbers of a constant are written out."""
+
 Refer = Callable[[Any], str | None]
 """The name of a value if the argument is one."""
 
@@ -36,6 +40,16 @@ def value(name: str, tensor: Any) -> Value:
     if not all(isinstance(size, int) for size in tensor.shape):
         raise ValueError(f"a shape depends on data: that of {name}")
     return Value(name, DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+
+
+def holds(tensor: torch.Tensor) -> str:
+    """What a constant holds, in whatever precision: its numbers, or a hash of many; empty where nothing is stored."""
+    if tensor.is_meta:
+        return ""
+    flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().cpu().double().flatten()
+    if len(flat) <= FEW:
+        return ", ".join(f"{number:.17g}" for number in flat.tolist())
+    return f"sha256 {hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:16]}"
 
 
 def made(name: str, result: Any) -> tuple[Value, ...]:

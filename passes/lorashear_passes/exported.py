@@ -28,12 +28,16 @@ def translate(program: ExportedProgram, model: torch.nn.Module) -> Graph:
             if not isinstance(tensor, torch.Tensor):
                 continue
             role, path = roles[node.name]
-            path = first.get(path, path)
-            if path in seen:  # a tied parameter has one placeholder for each of its names
-                names[node] = seen[path]
-                continue
-            names[node] = seen[path] = node.name
-            sources.append(Source(aten.value(node.name, tensor), role, path))
+            if role != "input":  # which may have the name of a parameter
+                path = first.get(path, path)
+                if path in seen:  # a tied parameter has one placeholder for each of its names
+                    names[node] = seen[path]
+                    continue
+                seen[path] = node.name
+            names[node] = node.name
+            held = program.constants.get(path) if role == "constant" else None
+            holds = aten.holds(held) if isinstance(held, torch.Tensor) else ""
+            sources.append(Source(aten.value(node.name, tensor), role, path, holds))
         elif node.op == "output":
             results = tuple(names[n] for n in node.all_input_nodes)
         elif node.target is operator.getitem:

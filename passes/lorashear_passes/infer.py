@@ -5,7 +5,7 @@
 2. Every node states the equations of its row in the op table; unification solves them as they come.
 3. A node without a row freezes all that it touches, and the reason names it.
 4. Indices that are counted with as numbers freeze what they point into.
-5. The dims of the program's outputs are frozen.
+5. The dims of the program's outputs, and what outputs point into, are frozen.
 6. What is still free is judged once more: removal must equal the neutral value (`neutral.py`).
 
 Composed operators are inferred by what they stand for.
@@ -65,7 +65,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def _inferred(graph: Graph) -> Graph:
-    typing = Typing(Solver(), {value.name: value for value in graph.values()})
+    constants = frozenset(source.value.name for source in graph.sources if source.role == "constant")
+    typing = Typing(Solver(), {value.name: value for value in graph.values()}, constants)
     readers: dict[str, str] = {}  # the same one in whatever order the nodes stand
     for node in graph.nodes:
         for name in node.references():
@@ -85,6 +86,8 @@ def _inferred(graph: Graph) -> Graph:
     for name in graph.outputs:
         for dim in typing.dims[name]:
             typing.solver.freeze(dim, "is a dim of the program's output")
+        if name in typing.points:
+            typing.solver.freeze(typing.points[name], "the program's output holds indices into it")
     return _typed(graph, typing)
 
 

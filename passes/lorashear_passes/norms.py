@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lorashear_ir.graph import Graph, Node, Norm, Ref
 from lorashear_ir.ops import Dims
+from lorashear_ir.ops.base import argument
 
 Match = tuple[str, float, float, str]  # weight, offset, eps, result of the operator that adds eps
 CASTS = {"to", "_to_copy", "type_as", "float", "view", "reshape"}  # leave the elements as they are
@@ -23,7 +24,7 @@ class FoundNorm:
 
 
 def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
-    """Every RMSNorm over a last dim that has a weight of its own."""
+    """Every RMSNorm over a last dim that has a weight of its own along that dim."""
     finder = _Finder(graph)
     found: list[FoundNorm] = []
     for node in graph.nodes:
@@ -39,9 +40,15 @@ def find_norms(graph: Graph, dims: dict[str, Dims]) -> list[FoundNorm]:
             assert isinstance(squared, Ref)
             operand = finder.squared(node) or squared.name
             norm = Norm(dims[squared.name][-1], weight, offset, eps)
-            found.append(FoundNorm(norm, node.outputs[0].name, eps_node, operand))
+            if dims[finder.values[weight]][-1:] == (norm.dim,):
+                found.append(FoundNorm(norm, node.outputs[0].name, eps_node, operand))
     norms = Counter(each.norm.weight for each in found)
-    return [each for each in found if finder.only_scales(each.norm.weight, norms[each.norm.weight])]
+    alike = {weight: len({each.norm for each in found if each.norm.weight == weight}) == 1 for weight in norms}
+    return [
+        each
+        for each in found
+        if alike[each.norm.weight] and finder.only_scales(each.norm.weight, norms[each.norm.weight])
+    ]
 
 
 class _Finder:
@@ -67,9 +74,10 @@ class _Finder:
         return readers == norms
 
     def from_operator(self, node: Node) -> Match | None:
-        weight = node.arguments[2] if len(node.arguments) > 2 else None
-        eps = node.arguments[3] if len(node.arguments) > 3 else None
-        if isinstance(weight, Ref) and weight.name in self.parameters and isinstance(eps, float):
+        weight, eps = argument(node, 2), argument(node, 3)
+        over = argument(node, 1)
+        single = isinstance(over, tuple) and len(over) == 1
+        if single and isinstance(weight, Ref) and weight.name in self.parameters and isinstance(eps, float):
             return self.parameters[weight.name], 0.0, eps, node.outputs[0].name
         return None
 

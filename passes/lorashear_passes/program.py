@@ -12,7 +12,7 @@ import torch
 from lorashear_ir.graph import Argument, Graph, Node, Ref
 from lorashear_ir.groups import Groups, TensorCut
 from lorashear_passes.aten import op_name
-from lorashear_passes.capture import exported
+from lorashear_passes.capture import CaptureError, exported
 from lorashear_passes.infer import infer
 from lorashear_passes.resize import resize
 
@@ -69,7 +69,12 @@ def rewrite(module: torch.fx.GraphModule, pairs: Sequence[tuple[Node, Node]]) ->
 
 
 def runnable(program: Program) -> torch.fx.GraphModule:
-    module = program.exported.module(check_guards=False)
+    """The program as a module whose graph may be changed. Raises CaptureError."""
+    try:
+        module = program.exported.module(check_guards=False)
+    except Exception as error:  # torch.export keeps names that its modules cannot have: code, graph, return
+        said = str(error).strip().splitlines()[0]
+        raise CaptureError(f"the captured program cannot be made a module with these names in it: {said}") from error
     # The tensors of the original module are shared; they are replaced here, never written to.
     assert isinstance(module, torch.fx.GraphModule)
     live = {value.name.partition(".")[0] for node in program.graph.nodes for value in node.outputs}

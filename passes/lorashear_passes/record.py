@@ -6,6 +6,7 @@ proxies in between: about four forwards on the meta device, where torch.export t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,6 +124,7 @@ class Recorder(ProxyTorchDispatchMode):
         self.numbers = Numbers(made_up=made_up)
         self._calls, self._attributes = calls, attributes
         self._fresh = Names().fresh
+        self._constants: dict[str, torch.Tensor] = {}
         self._lifted: set[str] = set()  # constants that are no attribute of a module
         self._names: dict[int, str] = {}
         self._alive: list[torch.Tensor] = []  # an id must not come twice
@@ -158,9 +160,12 @@ class Recorder(ProxyTorchDispatchMode):
                 raise CannotRecord(f"the forward returns a {type(leaf).__name__}")
         outputs = tuple(dict.fromkeys(name for leaf in leaves if (name := self._refer(leaf)) is not None))
         read = {name for node in self.nodes for name in node.references()} | set(outputs)
-        lifted = [i for i, each in enumerate(self.sources) if each.value.name in self._lifted & read]
-        for number, i in enumerate(lifted):
-            self.sources[i] = replace(self.sources[i], path=f"{self.sources[i].path}_{number}")
+        numbers = itertools.count()
+        for i, each in enumerate(self.sources):
+            if each.value.name in read & set(self._constants):
+                lifted = each.value.name in self._lifted
+                path = f"{each.path}_{next(numbers)}" if lifted else each.path
+                self.sources[i] = replace(each, path=path, holds=aten.holds(self._constants[each.value.name]))
         return outputs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -217,6 +222,8 @@ class Recorder(ProxyTorchDispatchMode):
         self._names[id(tensor)] = name
         self._alive.append(tensor)
         self.sources.append(Source(aten.value(name, tensor), role, path))
+        if role == "constant":
+            self._constants[name] = tensor
         return name
 
     def _refer(self, given: Any) -> str | None:

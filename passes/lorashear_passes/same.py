@@ -1,6 +1,6 @@
 """Whether two graphs are the same program: the check that a rebuilt class computes what was planned.
 
-Compared are operators, numbers, shapes and dataflow, in order. Not compared: names, modules, devices, element types and
+Compared are operators, numbers (also those that constants hold), shapes and dataflow, in order. Not compared: names, modules, devices, element types and
 casts (a twin may be built in another dtype), and operators that only add or take away dims of size 1.
 """
 
@@ -56,8 +56,8 @@ def _lines(graph: Graph) -> list[Line]:
 
     def given(source: Source) -> None:
         numbers[source.value.name] = next(count)
-        path = "" if source.role == "constant" else source.path
-        lines.append(Line(source.role, (path,), (source.value.shape,), source.path))
+        arguments = (source.holds,) if source.role == "constant" else (source.path,)
+        lines.append(Line(source.role, arguments, (source.value.shape,), source.path))
 
     # What is no parameter comes where it is first read: a program that stops on its way has not read the rest.
     later = {source.value.name: source for source in graph.sources if source.role != "parameter"}

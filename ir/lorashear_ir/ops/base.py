@@ -55,6 +55,7 @@ class Typing:
 
     solver: Solver
     values: dict[str, Value]
+    constants: frozenset[str] = frozenset()
     dims: dict[str, Dims] = field(default_factory=dict[str, Dims])
     points: dict[str, Dim] = field(default_factory=dict[str, Dim])
 
@@ -94,7 +95,9 @@ class Typing:
         if target is not None and target.size == dim.size:
             self.solver.unify(dim, target, lambda: where(node))
             return
-        self.solver.freeze(dim, f"{where(node)} looks it up by an index computed from data")
+        constant = isinstance(index, Ref) and index.name in self.constants
+        how = "constant indices" if constant else "an index computed from data"
+        self.solver.freeze(dim, f"{where(node)} looks it up by {how}")
         if target is not None:
             self.solver.freeze(target, f"{where(node)} looks up a dim of another size by its indices")
 

@@ -21,6 +21,7 @@ from lorashear_ir.ops.base import (
     Zero,
     Zeros,
     argument,
+    at,
     broadcast,
     intersection,
     resized,
@@ -152,41 +153,34 @@ def _zero_matmul(node: Node, z: Zeros) -> list[Zero]:
     return [(*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))]
 
 
-def _heads(q: Dims, k: Dims, t: Typing, node: Node) -> None:
-    """Query heads meet key heads; with enable_gqa consecutive queries share a key."""
-    if q[-3].size != k[-3].size:
-        shared = product([t.solver.resolve(k[-3]), t.solver.fresh(q[-3].size // k[-3].size)])
-        t.solver.unify(q[-3], shared, lambda: where(node))
-    else:
-        t.solver.unify(q[-3], k[-3], lambda: where(node))
-
-
 def _type_attention(node: Node, t: Typing) -> list[Dims]:
-    """scaled_dot_product_attention: q [*b h s e], k [*b h t e], v [*b h t v], mask broadcast to [*b h s t]."""
+    """scaled_dot_product_attention: q [*b s e], k [*b t e], v [*b t v], mask [*b s t]; the *b, heads last, broadcast."""
     q, k, v = (t.of(a) for a in node.arguments[:3])
     name = lambda: where(node)  # noqa: E731
-    rank = len(q)
-    if rank > 2:
-        _heads(q, k, t, node)
+    several = argument(node, 7) is True and q[-3].size != k[-3].size  # consecutive queries share a key
+    if several:
+        shared = product([t.solver.resolve(k[-3]), t.solver.fresh(q[-3].size // k[-3].size)])
+        t.solver.unify(q[-3], shared, name)
         t.solver.unify(k[-3], v[-3], name)
+        batch = (*broadcast([q[:-3], k[:-3], v[:-3]], t.solver, name), q[-3])
+    else:
+        batch = broadcast([q[:-2], k[:-2], v[:-2]], t.solver, name)
     t.solver.unify(q[-1], k[-1], name)
     t.solver.unify(k[-2], v[-2], name)
-    for a, b, c in zip(q[:-3], k[:-3], v[:-3], strict=True):
-        t.solver.unify(a, b, name)
-        t.solver.unify(b, c, name)
     t.solver.freeze(k[-2], f"{where(node)} normalises over it")
     mask = argument(node, 3)
     if isinstance(mask, Ref):
-        broadcast([(*q[:-1], k[-2]), t.of(mask)], t.solver, name)
+        broadcast([(*batch, q[-2], k[-2]), t.of(mask)], t.solver, name)
     if argument(node, 6) is None:  # the scale is 1/√e, which changes with e
         t.solver.freeze(q[-1], f"{where(node)} divides by its square root")
-    return [(*q[:-1], v[-1])]
+    return [(*batch, q[-2], v[-1])]
 
 
 def _zero_attention(node: Node, z: Zeros) -> list[Zero]:
     q, k, v = (z.of(a) for a in node.arguments[:3])
     z.need(z.dims_of(node.arguments[0])[-1], q[-1] | k[-1], lambda: sums_over(node))
-    return [(*v[:-2], NONE, v[-1])]
+    rank = len(node.outputs[0].shape)
+    return [(*(at(v, place) for place in range(-rank, -2)), NONE, v[-1])]
 
 
 def _groups(node: Node) -> int:
@@ -319,7 +313,8 @@ def _zero_pool(node: Node, z: Zeros) -> list[Zero]:
     x = z.of(node.arguments[0])
     rank = len(node.outputs[0].shape)
     count = int(next(c for c in node.op if c.isdigit()))
-    return [(*x[: rank - count], *(NONE for _ in range(count))) for _ in node.outputs]
+    pooled = (*x[: rank - count], *(NONE for _ in range(count)))
+    return [pooled, *z.nowhere(node)[1:]]  # what comes second are places, and the first place of nothing need not be 0
 
 
 CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split()

@@ -19,6 +19,8 @@ from lorashear_ir.ops.base import (
     Zero,
     Zeros,
     argument,
+    at,
+    broadcast,
     full_shape,
     ints,
     meet,
@@ -92,6 +94,10 @@ def _transpose(node: Node, items: tuple[T, ...], _: T) -> tuple[T, ...]:
 
 def _reverse(node: Node, items: tuple[T, ...], _: T) -> tuple[T, ...]:
     return items[::-1]
+
+
+def _last_two(node: Node, items: tuple[T, ...], _: T) -> tuple[T, ...]:
+    return (*items[:-2], items[-1], items[-2])
 
 
 def _permute(node: Node, items: tuple[T, ...], _: T) -> tuple[T, ...]:
@@ -415,6 +421,34 @@ def _type_order(node: Node, t: Typing) -> list[Dims]:
     return [dims]
 
 
+def _together(node: Node) -> tuple[Ref, ...]:
+    given = node.arguments[0]
+    assert isinstance(given, tuple)
+    return tuple(each for each in given if isinstance(each, Ref))
+
+
+def _type_together(node: Node, t: Typing) -> list[Dims]:
+    """broadcast_tensors: each in the shape that all have together."""
+    joined = broadcast([t.of(each) for each in _together(node)], t.solver, lambda: where(node))
+    return [joined for _ in node.outputs]
+
+
+def _zero_together(node: Node, z: Zeros) -> list[Zero]:
+    rank = len(node.outputs[0].shape)
+    return [tuple(at(z.of(each), place) for place in range(-rank, 0)) for each in _together(node)]
+
+
+def _type_shuffle(node: Node, t: Typing) -> list[Dims]:
+    """pixel_shuffle: channels c × r × r and h, w become c, h × r, w × r."""
+    *batch, channels, height, width = t.of(node.arguments[0])
+    scale = node.arguments[1]
+    assert isinstance(scale, int)
+    (kept,) = t.fresh((channels.size // scale**2,))
+    rows, columns = t.fresh((scale, scale), f"{where(node)} spreads it over a picture")
+    t.solver.unify(channels, product([kept, rows, columns]), lambda: where(node))
+    return [(*batch, kept, product([height, rows]), product([width, columns]))]
+
+
 def _size_unflatten(node: Node, r: Resizing) -> Node:
     source = node.arguments[0]
     assert isinstance(source, Ref)
@@ -431,12 +465,15 @@ ROWS: dict[str, Row] = {
     "unflatten": Row(_type_view, _moved, points="keep", sizes=_size_unflatten),
     **dict.fromkeys("transpose t swapaxes transpose_".split(), _arrange(_transpose)),
     **dict.fromkeys("numpy_T adjoint_T".split(), _arrange(_reverse)),
+    **dict.fromkeys("mT mH adjoint".split(), _arrange(_last_two)),
     "permute": _arrange(_permute),
     "movedim": _arrange(_movedim),
     "unsqueeze": _arrange(_unsqueeze),
+    "pixel_shuffle": Row(_type_shuffle, _moved),
     "squeeze": Row(_type_squeeze, _zero_squeeze, points="keep"),
     "expand": Row(_type_expand, _zero_expand, points="keep", sizes=full_shape(1)),
     "expand_as": Row(_type_expand, _zero_expand, points="keep"),
+    "broadcast_tensors": Row(_type_together, _zero_together),
     "broadcast_to": Row(_type_expand, _zero_expand, points="keep", sizes=full_shape(1)),
     **dict.fromkeys("repeat tile".split(), Row(_type_repeat, _moved, points="keep", sizes=_size_repeat)),
     "repeat_interleave": Row(_type_interleave, _moved, points="keep", sizes=_size_interleave),

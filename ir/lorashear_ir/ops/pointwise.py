@@ -22,15 +22,16 @@ from lorashear_ir.ops.base import (
 )
 
 KEEPS = (  # f(0) = 0
-    "neg abs sign sqrt sin tan tanh erf relu silu gelu relu6 leaky_relu elu selu celu hardtanh hardswish mish expm1 "
-    "log1p square to _to_copy clone contiguous alias detach dropout float trunc floor ceil round "
-    "nan_to_num tanhshrink softsign asinh atan"
+    "neg abs sign sqrt sin tan tanh erf relu silu gelu relu6 leaky_relu elu selu celu hardswish mish expm1 "
+    "log1p square to _to_copy clone contiguous alias detach dropout feature_dropout alpha_dropout "
+    "feature_alpha_dropout float trunc floor ceil round nan_to_num tanhshrink hardshrink softshrink softsign asinh atan"
 )
 NOT = (  # f(0) ≠ 0, or not only for zero
     "cos exp softplus hardsigmoid log_sigmoid logical_not bitwise_not isnan isinf isfinite "
     "rsub remainder floor_divide fmod atan2 polar cosh"
 )
 SINGULAR = "rsqrt reciprocal log log2 log10"  # infinite at zero: nothing can vanish on the way in
+LIMITS = {"hardtanh": (-1, 1)}  # where none are given
 COMPARISONS = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 PRODUCTS = "mul __and__ logical_and bitwise_and"
 SUMS = "add sub maximum minimum logical_or bitwise_or __or__ logical_xor bitwise_xor"
@@ -107,12 +108,34 @@ def _power(node: Node, z: Zeros) -> list[Zero]:
 
 
 def _clamp(node: Node, z: Zeros) -> list[Zero]:
-    low, high = argument(node, 1), argument(node, 2)
+    low, high = LIMITS.get(node.op.rstrip("_"), (None, None))
+    low, high = argument(node, 1, low), argument(node, 2, high)
+    if node.op.startswith("clamp_max"):
+        low, high = None, low
     numbers = all(a is None or isinstance(a, int | float) for a in (low, high))
     holds_zero = (
         numbers and not (isinstance(low, int | float) and low > 0) and not (isinstance(high, int | float) and high < 0)
     )
     return _keeps(node, z) if holds_zero else z.nowhere(node)
+
+
+def _threshold(node: Node, z: Zeros) -> list[Zero]:
+    """``x if x > threshold else value``."""
+    threshold, value = node.arguments[1:3]
+    stays = isinstance(threshold, int | float) and (threshold < 0 or value == 0)
+    return _keeps(node, z) if stays else z.nowhere(node)
+
+
+def _multiplied_and_added(node: Node, z: Zeros) -> list[Zero]:
+    """addcmul: ``a + b · c``."""
+    start, first, second = (z.of(a) for a in tensors(node)[:3])
+    rank = _rank(node)
+    return [intersection([start, union([first, second], rank)], rank)]
+
+
+def _between(node: Node, z: Zeros) -> list[Zero]:
+    """lerp: a point between two."""
+    return [intersection([z.of(a) for a in node.arguments[:2]], _rank(node))]
 
 
 def _where(node: Node, z: Zeros) -> list[Zero]:
@@ -203,7 +226,10 @@ ROWS: dict[str, Row] = {
     **_rows(SUMS, _sum),
     **_rows("div true_divide", _divide),
     **_rows("pow", _power),
-    **_rows("clamp clamp_min clip", _clamp),
+    **_rows("clamp clamp_min clamp_max clip hardtanh", _clamp),
+    **_rows("threshold", _threshold),
+    **_rows("addcmul", _multiplied_and_added),
+    **_rows("lerp", _between),
     **_rows("sigmoid", _routing_score),
     **_rows("masked_fill", _masked_fill),
     "where": Row(type_, _where),
