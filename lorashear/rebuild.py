@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,38 +90,38 @@ def _searched(
     wanted = resize(graph, groups, removed)
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
+    tried: dict[frozenset[Setting], tuple[tuple[int, int], str]] = {}
+
+    def agree(settings: Collection[Setting]) -> tuple[tuple[int, int], str]:
+        key = frozenset(settings)
+        if key not in tried:
+            for setting in settings:
+                _set(small, setting)
+            tried[key] = _agreement(small, inputs, wanted)
+        return tried[key]
+
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
     for with_config, start in itertools.product((False, True), (0, -1)):
         sure, choices = _settings(model, graph, wanted, with_config)
-        if start and not choices:
-            continue
         held = [options[start] for options in choices]
-        _set_all(small, itertools.chain(sure, *held))
-        agreed, wrong = _agreement(small, inputs, wanted)
+        agreed, wrong = agree([*sure, *itertools.chain(*held)])
         # Attributes are settled one by one: the right value of each lets the program agree further.
         better = bool(wrong)
         while better:
             better = False
             for number, options in enumerate(choices):
                 for option in options:
-                    _set_all(small, option)
-                    further, found = _agreement(small, inputs, wanted)
+                    further, found = agree([*sure, *itertools.chain(*held[:number], option, *held[number + 1 :])])
                     if not found:
                         return small, ""
                     if further > agreed:
                         agreed, wrong, held[number], better = further, found, option, True
-                _set_all(small, held[number])
         if not wrong:
             return small, ""
         if agreed > furthest:
             furthest, reason = agreed, wrong
     return None, reason
-
-
-def _set_all(small: torch.nn.Module, settings: Iterable[Setting]) -> None:
-    for setting in settings:
-        _set(small, setting)
 
 
 def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> tuple[tuple[int, int], str]:

@@ -1,0 +1,244 @@
+"""Small nets that the random programs do not draw: which of their axes may go, and that removed equals neutral for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DebertaV2Config, DebertaV2Model, LlamaForCausalLM, SiglipConfig, SiglipModel
+
+import lorashear
+from lorashear.errors import LorashearError
+from lorashear.pruning import masked
+from lorashear_ir.groups import Groups
+from lorashear_ir.text import parse
+from tools.families import TOKENS, TOLERANCE, randomised, tiny
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Between(nn.Module):
+    """``down(middle(up(x)))``; twelve channels between, or those seen in another shape."""
+
+    def __init__(self, middle: Callable[..., Tensor], *view: int, **held: Tensor) -> None:
+        super().__init__()
+        self.up, self.view, self.middle = nn.Linear(6, 12), view or (12,), middle
+        self.held = nn.ParameterDict({name: nn.Parameter(tensor) for name, tensor in held.items()})
+        with torch.no_grad():
+            self.down = nn.Linear(self.inside(X).shape[-1], 5)
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.middle(self.up(x).view(-1, *self.view), **dict(self.held)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.inside(x))
+
+
+def rms(x: Tensor, eps: float = 1e-2) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def attended(x: Tensor, *, keys: int = 3, values: int = 3, query: Tensor | None = None) -> Tensor:
+    """Attention over four places of three heads of which keys and values have fewer; the channels are 3 × 4 × 1."""
+    q = (x if query is None else query)[..., None]
+    return F.scaled_dot_product_attention(q, x[:, :keys, :, None], x[:, :values, :, None], scale=0.3)
+
+
+ONE, HEADS, BOTH = torch.ones(1), torch.ones(4, 1), torch.ones(4, 3)
+
+NETS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+    "a norm's weight along its channels": (lambda: Between(lambda x, w: rms(x) * w, w=torch.ones(12)), [12]),
+    "a norm's weight for each head and channel": (lambda: Between(lambda x, w: rms(x) * w, 4, 3, w=BOTH), [3, 4]),
+    "a norm with one gain for all": (lambda: Between(lambda x, w: rms(x) * w, w=ONE), []),
+    "a norm with one gain for each head": (lambda: Between(lambda x, w: rms(x) * w, 4, 3, w=HEADS), [4]),
+    "a norm over two dims": (lambda: Between(lambda x, w: F.rms_norm(x, (4, 3), w, 1e-2), 4, 3, w=BOTH), []),
+    "two norms of one weight": (
+        lambda: Between(lambda x, w: rms(rms(x) * w + x) * w, w=torch.ones(12)),
+        [12],
+    ),
+    "two norms of one weight, each with its eps": (
+        lambda: Between(lambda x, w: rms(rms(x) * w + x, 0.3) * w, w=torch.ones(12)),
+        [],
+    ),
+    "two norms of one weight, one of which adds 1": (
+        lambda: Between(lambda x, w: rms(rms(x) * w + x) * (1 + w), w=torch.ones(12)),
+        [],
+    ),
+    "hardtanh that keeps zero": (lambda: Between(lambda x: F.hardtanh(x).sum(-1, keepdim=True)), [12]),
+    "hardtanh that does not": (lambda: Between(lambda x: F.hardtanh(x, 0.5, 1.0).sum(-1, keepdim=True)), []),
+    "clamped from above": (lambda: Between(lambda x: x.clamp_max(0.2).sum(-1, keepdim=True)), [12]),
+    "clamped below zero": (lambda: Between(lambda x: x.clamp_max(-0.2).sum(-1, keepdim=True)), []),
+    "threshold": (lambda: Between(lambda x: F.threshold(x, 0.1, 0.0).sum(-1, keepdim=True)), [12]),
+    "threshold with another value": (lambda: Between(lambda x: F.threshold(x, 0.1, 2.0).sum(-1, keepdim=True)), []),
+    "places of maxima": (
+        lambda: Between(
+            lambda x: F.adaptive_max_pool2d(x, (1, 2), return_indices=True)[1].float().sum(1, keepdim=True), 3, 2, 2
+        ),
+        [],
+    ),
+    "dropped-out features": (lambda: Between(lambda x: F.dropout2d(x, training=False), 3, 2, 2), [2, 2, 3]),
+    "addcmul": (lambda: Between(lambda x: torch.addcmul(x, x, x).sum(-1, keepdim=True)), [12]),
+    "lerp": (lambda: Between(lambda x: torch.lerp(x, -x, 0.3).sum(-1, keepdim=True)), [12]),
+    "broadcast together": (lambda: Between(lambda x: sum(torch.broadcast_tensors(x, x * 2))), [12]),  # type: ignore[arg-type]
+    "turned": (lambda: Between(lambda x: x.mT, 3, 4), [3, 4]),
+    "pixels": (lambda: Between(lambda x: F.pixel_shuffle(x, 2), 12, 1, 1), [3]),
+    "one query for all": (
+        lambda: Between(lambda x, q: attended(x, query=q), 3, 4, q=torch.ones(1, 3, 1)),
+        [3],
+    ),
+    "one key for all heads": (lambda: Between(lambda x: attended(x, keys=1), 3, 4), [2]),
+    "one value for all heads": (lambda: Between(lambda x: attended(x, values=1), 3, 4), [2]),
+}
+
+
+def between(groups: Groups) -> list[str]:
+    return [name for name, each in groups.items() if each.prunable]
+
+
+def difference(model: nn.Module, inputs: Any, removed: dict[str, list[int]]) -> float:
+    """Between zeroed and removed, of the largest number."""
+
+    def run(module: nn.Module) -> Tensor:
+        with torch.inference_mode():
+            made = module(**inputs) if isinstance(inputs, dict) else module(inputs)
+        return made if isinstance(made, Tensor) else made[0]
+
+    zero = copy.deepcopy(model)
+    masked(zero, lorashear.groups(model, inputs), removed)
+    want, got = run(zero), run(lorashear.prune(model, removed, inputs))
+    assert not torch.equal(want, run(model)), "nothing was removed that counts"
+    return float((want - got).abs().max() / want.abs().max())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_may_go_goes_exactly(name: str) -> None:
+    make, sizes = NETS[name]
+    model = randomised(make())
+    groups = lorashear.groups(model, X)
+    assert sorted(groups[each].size for each in between(groups)) == sizes
+    for each in between(groups):
+        assert difference(model, X, {each: [0]}) < TOLERANCE
+    assert parse(str(lorashear.trace(model, X))) == lorashear.trace(model, X)
+
+
+def test_indices_that_the_program_returns_are_not_renumbered() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.tags = nn.Linear(6, 7), nn.Linear(7, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tags(F.relu(self.inner(x))).argmax(-1)
+
+    groups = lorashear.groups(Tagger(), X)
+    (tags,) = (each for each in groups.values() if ("tags.weight", 0) in each.slots)
+    assert (tags.prunable, tags.reason) == (False, "the program's output holds indices into it")
+    (inner,) = (each for each in groups.values() if ("inner.weight", 0) in each.slots)
+    assert inner.prunable
+
+
+def test_a_number_that_a_class_makes_of_a_width_is_seen() -> None:
+    """DeBERTa scales by a tensor made of the width of a head, in its forward."""
+    config = DebertaV2Config(
+        **{"vocab_size": 96, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1},
+        **{"num_attention_heads": 4, "max_position_embeddings": 16, "position_buckets": 4},
+        **{"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    )
+    model, inputs = randomised(DebertaV2Model(config)), {"input_ids": TOKENS}
+    groups = lorashear.groups(model, inputs)
+    scaled = groups["encoder.layer.0.attention.self.channel"]
+    assert not scaled.prunable
+    assert "encoder.layer.0.attention.self.lifted_tensor_2 has constant" in scaled.reason
+    for name in between(groups):
+        assert difference(model, inputs, {name: [0]}) < TOLERANCE
+
+
+def test_a_number_in_a_users_own_llama_is_seen() -> None:
+    class Scaled(LlamaForCausalLM):
+        def forward(self, input_ids: Tensor, **_: Any) -> Any:
+            h = self.model.embed_tokens(input_ids)
+            return super().forward(inputs_embeds=h * torch.tensor(h.shape[-1] ** 0.5), use_cache=False)
+
+    groups = lorashear.groups(Scaled(tiny("llama")))
+    assert not groups["hidden"].prunable
+    assert "lifted_tensor_0 has constant" in groups["hidden"].reason
+    assert {each.kind for each in groups.values() if each.prunable} == {"ffn", "head", "query"}
+
+
+def test_towers_with_as_many_heads_are_told_apart() -> None:
+    """One tower's heads cannot go, since its class asks more of their number; the other's can."""
+    sides = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**sides, "vocab_size": 96, "max_position_embeddings": 8, "projection_size": 16}
+    config = SiglipConfig(text_config=text, vision_config={**sides, "image_size": 8, "patch_size": 4})
+    model = randomised(SiglipModel(config))
+    inputs = {"input_ids": TOKENS, "pixel_values": torch.randn(3, 3, 8, 8)}
+    groups = lorashear.groups(model, inputs)
+    heads = {name: each for name, each in groups.items() if each.kind == "head"}
+    (text_heads,) = (name for name in heads if name.startswith("text_model"))
+    assert heads[text_heads].prunable
+    assert any(not each.prunable for each in heads.values())
+    small = lorashear.prune(model, {text_heads: [0]}, inputs)
+    assert small.get_parameter("text_model.encoder.layers.0.self_attn.q_proj.weight").shape == (12, 16)
+
+
+def test_a_parameter_may_have_the_name_of_an_argument() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.x = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x) * self.x)
+
+    model = randomised(Scaled())
+    (name,) = between(lorashear.groups(model, X))
+    assert difference(model, X, {name: [1, 2]}) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "return"])
+def test_names_that_no_captured_module_can_have(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(6, 8)
+            self.add_module(name, nn.Linear(8, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return getattr(self, name)(self.up(x))
+
+    (group,) = between(lorashear.groups(Named(), X))
+    with pytest.raises(LorashearError, match=f"cannot be made a module with these names in it: .*({name}|syntax)"):
+        lorashear.prune(Named(), {group: [0]}, X)
+
+
+@pytest.mark.parametrize("removed", [None, ["ffn"], "ffn"])
+def test_a_plan_that_is_no_mapping(removed: Any) -> None:
+    with pytest.raises(LorashearError, match=r"^prune takes structures by group name, as \{name: \[0, 1\]\}, and "):
+        lorashear.prune(NETS["lerp"][0](), removed, X)
+
+
+def test_a_model_that_python_cannot_copy() -> None:
+    model = LlamaForCausalLM(tiny("llama"))
+    model.kept = model.lm_head.weight * 2  # part of a computation, which autograd does not copy
+    with pytest.raises(LorashearError, match="^LlamaForCausalLM cannot be copied, so no smaller one can be made of it"):
+        lorashear.groups(model)
+
+
+def test_odd_names_in_the_text_of_a_graph() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module('with"quote', nn.Linear(6, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nan_to_num(getattr(self, 'with"quote')(x), nan=0.0, posinf=float("inf"))
+
+    graph = lorashear.trace(Odd(), X)
+    assert parse(str(graph)) == graph
