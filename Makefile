@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep check format wheel bench families study clean
+.PHONY: help .venv demo test test-deep check format wheel bench bench-apply families study clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,6 +39,9 @@ wheel: .venv/stamp  ## build the wheel, look into it, and try it in a fresh envi
 
 bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 	$(BIN)/python tools/bench_analysis.py
+
+bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
+	$(BIN)/python tools/bench_apply.py
 
 families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); half an hour
 	$(BIN)/python -m tools.families --all

@@ -107,7 +107,7 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only memory-mapped array of its stored shape; BF16 comes as uint16 bits.
 
-        Raises LorashearError if the checkpoint has no tensor of that name.
+        Raises LorashearError if the checkpoint has no tensor of that name, or its file is gone.
         """
         if (info := self.tensors.get(name)) is None:
             raise LorashearError(f"'{self.folder}' holds no tensor '{name}'")
@@ -116,7 +116,10 @@ class Checkpoint:
             array = np.empty(info.shape, dtype)
             array.flags.writeable = False
             return array
-        return np.asarray(np.memmap(info.file, dtype, mode="r", offset=info.begin, shape=info.shape))
+        try:
+            return np.asarray(np.memmap(info.file, dtype, mode="r", offset=info.begin, shape=info.shape))
+        except (OSError, ValueError) as error:  # gone, or shorter than its header said
+            raise LorashearError(f"'{info.file}' was there and sound, and cannot be read any more: {error}") from error
 
     def check_finite(self, names: Iterable[str] | None = None) -> None:
         """Reads the named float tensors (all by default) once; raises LorashearError at the first NaN or infinity."""

@@ -41,7 +41,8 @@ def main() -> None:
         print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
     if code == STOPPED:
-        print("lorashear: stopped; nothing was written", file=sys.stderr)
+        on = "; --resume goes on from here" if arguments[0] == "apply" else ""
+        print(f"lorashear: stopped; nothing was written under the final name{on}", file=sys.stderr)
     raise SystemExit(code or 0)
 
 
@@ -155,17 +156,33 @@ def apply(
     plan: Annotated[Path, typer.Argument(help="plan.json")],
     model: Model,
     out: Annotated[Path, typer.Option(help="result folder")],
+    shard_size: Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")] = "5GB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run was stopped")] = False,
     revision: Annotated[str | None, typer.Option(help="hub revision")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
 ) -> None:
     """The slice that a plan describes, tensor by tensor and without torch."""
     from lorashear.applying import apply as apply_plan
+    from lorashear.layout import shard_bytes
     from lorashear.plans import Plan
 
     loaded = Plan.load(plan)
     with Terminal() as terminal:
-        shown = partial(terminal.progress, "slice")
-        apply_plan(loaded, model, out, revision=revision, overwrite=overwrite, progress=shown)
+        apply_plan(
+            loaded,
+            model,
+            out,
+            revision=revision,
+            overwrite=overwrite,
+            resume=resume,
+            dry_run=dry_run,
+            shard_bytes=shard_bytes(shard_size),
+            estimated=lambda estimate: terminal.say(str(estimate)),
+            progress=partial(terminal.progress, "slice"),
+        )
+    if dry_run:
+        return
     print(f"written to {out}")
     if loaded.changed:
         print(

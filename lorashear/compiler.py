@@ -18,7 +18,7 @@ from lorashear import checkpoint, evaluate, models, report
 from lorashear.calibration import Windows, batches, read_windows
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
-from lorashear.folder import write_folder, write_json
+from lorashear.folder import wanted_slice, write_folder, write_json
 from lorashear.output import check_target, output_folder
 from lorashear.planning import lower, stored_names
 from lorashear.plans import Plan
@@ -167,7 +167,8 @@ def _compile(
         stage.made("plan", plan.to_json)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
         with stage("slice"):
-            write_folder(plan, source, folder, replace=replace, progress=partial(stage.progress, "slice"))
+            wanted = wanted_slice(plan, source, replace=replace)
+            write_folder(plan, wanted, folder, progress=partial(stage.progress, "slice"))
         with stage("evaluate"):
             after = _judged(_working_copy(folder, settings, trust_remote_code), windows) if before else None
         content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, windows)

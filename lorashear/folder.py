@@ -12,8 +12,10 @@ import numpy as np
 
 from lorashear.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
+from lorashear.journal import Journal
+from lorashear.layout import SHARD_BYTES
 from lorashear.plans import Plan
-from lorashear.slicing import write_checkpoint
+from lorashear.slicing import Slice, write_slice
 
 MODELING_FILE = "modeling_lorashear_llama.py"
 TAKEN_ALONG = (
@@ -30,15 +32,10 @@ TAKEN_ALONG = (
 )
 
 
-def write_folder(
-    plan: Plan,
-    source: Checkpoint,
-    folder: Path,
-    *,
-    replace: Mapping[str, np.ndarray] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write everything that a result holds into an empty folder.
+def wanted_slice(
+    plan: Plan, source: Checkpoint, *, replace: Mapping[str, np.ndarray] | None = None, shard_bytes: int = SHARD_BYTES
+) -> Slice:
+    """What the plan makes of a checkpoint's tensors. Nothing is read but headers.
 
     Args:
         replace: tensors whose values are not the slice's, in their final shapes (BF16 as uint16 bits).
@@ -50,17 +47,37 @@ def write_folder(
         raise LorashearError(
             f"the plan was made for another checkpoint than '{source.folder}': config, tensor names, dtypes or shapes differ"
         )
-    write_checkpoint(source, plan.tensors, replace or {}, folder, progress=progress)
+    return Slice.of(source, plan.tensors, replace, shard_bytes)
+
+
+def write_folder(
+    plan: Plan,
+    wanted: Slice,
+    folder: Path,
+    *,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write everything that a result holds into a folder that is empty, or holds what a journal says.
+
+    Raises:
+        LorashearError: a tensor cannot be read or written.
+    """
+    write_slice(wanted, folder, journal, progress)
     write_json(folder / "config.json", plan.config)
-    for pattern in TAKEN_ALONG:
-        for path in sorted(source.folder.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+    for path in taken_along(wanted.source):
+        shutil.copyfile(path, folder / path.name)
     if plan.route == "per-layer":
         shutil.copyfile(Path(__file__).with_name(MODELING_FILE), folder / MODELING_FILE)
     own = folder / "lorashear"
-    own.mkdir()
+    own.mkdir(exist_ok=True)
     plan.save(own / "plan.json")
+
+
+def taken_along(source: Checkpoint) -> list[Path]:
+    """The files of a model's folder that a result takes as they are."""
+    found = (path for pattern in TAKEN_ALONG for path in sorted(source.folder.glob(pattern)))
+    return [path for path in dict.fromkeys(found) if path.is_file()]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

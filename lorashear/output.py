@@ -1,5 +1,8 @@
 """A result appears whole or not at all: work goes to a hidden folder or file beside it, renamed at the end."""
 
+from __future__ import annotations
+
+import fcntl
 import os
 import secrets
 import shutil
@@ -7,8 +10,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
 
 from lorashear.errors import LorashearError
+from lorashear.journal import Journal
 
 
 def check_target(target: Path, *, source: Path | None, overwrite: bool, bytes_needed: int) -> None:
@@ -53,19 +61,111 @@ def output_folder(target: Path, *, source: Path | None, overwrite: bool, bytes_n
         target.parent.mkdir(parents=True, exist_ok=True)
         work.mkdir()
         yield work
-        _refuse_occupied(target, overwrite)  # it may have been filled meanwhile
-        old = _swap_in(work, target)
+        old = _swap_in(work, target, overwrite)
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):  # not ours to remove if something else moved in meanwhile
-            for folder in missing:
-                folder.rmdir()
+        _give_up(work, missing)
         raise
-    _flush(target.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-        if old.exists():
-            warnings.warn(f"'{target}' is written, but the folder it replaced is still at '{old}'", stacklevel=3)
+    _landed(target, old)
+
+
+@contextmanager
+def resumable_folder(
+    target: Path, *, job: str, resume: bool, source: Path, overwrite: bool, bytes_needed: int
+) -> Iterator[tuple[Path, Journal]]:
+    """As `output_folder`, but what is worth going on with stays when the block is stopped, and ``resume`` goes on.
+
+    Yields the hidden folder, whose name follows from the target's, and the journal of what is in it already. ``job``
+    identifies all that decides the bytes. Raises LorashearError, also if an unfinished result is of another job, or if
+    another process is writing it.
+    """
+    target = target.expanduser().resolve()
+    work = unfinished(target)
+    held = sum(file.stat().st_size for file in work.iterdir()) if work.is_dir() else 0  # used again, or removed
+    check_target(target, source=source, overwrite=overwrite, bytes_needed=max(0, bytes_needed - held))
+    missing = [folder for folder in target.parents if not folder.exists()]
+    notes = work.with_name(f"{work.name}.json")
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone_in(work):
+        if resume and notes.exists():
+            journal = Journal.resume(notes, job)
+        else:
+            for left in work.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            journal = Journal.begin(notes, job)
+        try:
+            yield work, journal
+            old = _swap_in(work, target, overwrite)
+        except BaseException:
+            if not journal.positions:
+                journal.close()
+                _give_up(work, missing)
+            raise
+        journal.close()
+    _landed(target, old)
+
+
+def unfinished(target: Path) -> Path:
+    """Where a result that can be gone on with is until it is whole."""
+    return target.parent / f".{target.name}.lorashear"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder so that no second process writes into it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LorashearError(f"another process is writing into '{folder}'; wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class NewFile:
+    """A file that is being written, with the permissions that the umask leaves; from ``position`` on if some is there."""
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.path, self.position = path, position
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        if os.fstat(self._descriptor).st_size < self.position:
+            os.close(self._descriptor)
+            raise LorashearError(
+                f"'{self.path}' is shorter than was noted when it was written: leave --resume out to start again"
+            )
+        os.ftruncate(self._descriptor, self.position)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def write(self, block: np.ndarray | bytes) -> None:
+        """Append. Raises LorashearError where the disk takes no more."""
+        left = memoryview(block) if isinstance(block, bytes) else _bytes_of(block)
+        try:
+            while left:  # one system call may write less than asked
+                written = os.pwrite(self._descriptor, left, self.position)
+                left, self.position = left[written:], self.position + written
+        except OSError as error:
+            raise LorashearError(
+                f"'{self.path}' cannot be written: {error.strerror}; make room, or choose another disk"
+            ) from error
+
+    def flush(self) -> None:
+        """To the disk itself. Raises LorashearError where it refuses."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise LorashearError(f"'{self.path}' cannot be written: {error.strerror}") from error
+
+
+def _bytes_of(block: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
 
 
 def check_file(target: Path, *, overwrite: bool) -> None:
@@ -102,8 +202,25 @@ def output_file(target: Path, *, overwrite: bool) -> Iterator[Path]:
     _flush(target.parent)
 
 
-def _swap_in(work: Path, target: Path) -> Path | None:
+def _give_up(work: Path, missing: list[Path]) -> None:
+    """Leaves nothing: neither the hidden folder nor the parents that were made for it."""
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # not ours to remove if something else moved in meanwhile
+        for folder in missing:
+            folder.rmdir()
+
+
+def _landed(target: Path, old: Path | None) -> None:
+    _flush(target.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            warnings.warn(f"'{target}' is written, but the folder it replaced is still at '{old}'", stacklevel=4)
+
+
+def _swap_in(work: Path, target: Path, overwrite: bool) -> Path | None:
     """Renames `work` to `target`; returns where an old target that held something now lies."""
+    _refuse_occupied(target, overwrite)  # it may have been filled meanwhile
     _flush(work)
     old = None
     try:

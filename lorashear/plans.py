@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ class Plan:
             content = json.loads(text)
             if content["format"] != FORMAT:
                 raise LorashearError(f"{name} has the format {content['format']}; this LoRAShear reads {FORMAT}")
+            indices = cache(_indices)  # most tensors keep what others keep: once in memory is enough
             tensors = {
                 tensor: TensorCut(
-                    {int(dim): _indices(kept) for dim, kept in cut["keep"].items()},
+                    {int(dim): indices(kept) for dim, kept in cut["keep"].items()},
                     float(cut.get("scale", 1.0)),
                     float(cut.get("offset", 0.0)),
                 )
@@ -69,7 +71,7 @@ class Plan:
             }
             return cls(
                 source=content["source"],
-                removed={group: _indices(kept) for group, kept in content["removed"].items()},
+                removed={group: indices(kept) for group, kept in content["removed"].items()},
                 tensors=tensors,
                 config=content["config"],
                 route=content["route"],

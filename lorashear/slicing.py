@@ -3,27 +3,35 @@
 Nothing here imports torch. The gather moves bytes and knows no dtypes; only a scale looks at the numbers.
 """
 
-import json
+from __future__ import annotations
+
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from lorashear.checkpoint import FLOATS, INDEX, NUMPY_DTYPES, SINGLE, Checkpoint, not_finite
+from lorashear.checkpoint import FLOATS, INDEX, NUMPY_DTYPES, Checkpoint, not_finite
 from lorashear.errors import LorashearError
+from lorashear.journal import Journal
+from lorashear.layout import SHARD_BYTES, Layout, layout
+from lorashear.output import NewFile
 from lorashear_ir.groups import TensorCut
 
 _BLOCK = 1 << 20  # bytes; measured best for gather and pwrite (a block stays in the cache between the two)
+
+SYNC_BYTES = 256_000_000
+"""How much may have to be written again after a stop."""
 
 _WHOLE = TensorCut({})
 _Buffers = tuple[np.ndarray, np.ndarray]
 
 
 def sliced(array: np.ndarray, cut: TensorCut, dtype: str) -> np.ndarray:
-    """One array cut in memory, for checks: equals byte for byte what write_checkpoint writes.
+    """One array cut in memory, for checks: equals byte for byte what `write_slice` writes.
 
     `dtype` is the stored one ("BF16", then `array` holds uint16 bits). Raises LorashearError for indices out of range
     and for a scale that does not fit the dtype.
@@ -34,66 +42,98 @@ def sliced(array: np.ndarray, cut: TensorCut, dtype: str) -> np.ndarray:
     return _scaled("in memory", array.reshape(-1), cut, dtype).reshape(array.shape)
 
 
-def write_checkpoint(
-    source: Checkpoint,
-    cuts: Mapping[str, TensorCut],
-    replace: Mapping[str, np.ndarray],
-    folder: Path,
-    max_shard_bytes: int = 5_000_000_000,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, tuple[int, ...]]:
-    """Writes the source's tensors, cut, into `folder` as safetensors, flushed to disk; returns their final shapes.
+@dataclass(frozen=True)
+class Slice:
+    """What is to be written: a checked cut of every tensor of a checkpoint, and the files that it goes to.
 
-    Tensors in `replace` are taken from there instead: already of final shape and stored dtype (BF16 as uint16 bits).
-    `progress` is called with the bytes written and the bytes to write. Shards exceed `max_shard_bytes` only for a
-    tensor that does so alone. Raises LorashearError before writing for names, shapes or dtypes that do not fit, and
-    while writing for a scale that leaves the dtype's range; files that are there already are never written over.
+    Tensors in ``replace`` are taken from there instead: already of final shape and stored dtype (BF16 as uint16 bits).
     """
-    if unknown := [name for name in (*cuts, *replace) if name not in source.tensors]:
-        raise LorashearError(f"'{source.folder}' holds no tensor '{unknown[0]}'; the plan belongs to another model")
-    shapes = {name: _final_shape(name, info.shape, cuts.get(name, _WHOLE)) for name, info in source.tensors.items()}
-    for name, array in replace.items():
-        dtype = NUMPY_DTYPES[source.tensors[name].dtype]
-        if array.shape != shapes[name] or array.dtype != dtype:
-            raise LorashearError(
-                f"the replacement of tensor '{name}' is {array.dtype} of shape {list(array.shape)}, "
-                f"but {dtype} of shape {list(shapes[name])} is wanted"
-            )
-    sizes = {name: math.prod(shapes[name]) * _itemsize(source, name) for name in shapes}
-    shards = _shards(sizes, max_shard_bytes)
-    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    files = files if len(files) > 1 else [SINGLE]
-    if present := [name for name in (*files, INDEX) if (folder / name).exists()]:
+
+    source: Checkpoint
+    cuts: Mapping[str, TensorCut]
+    replace: Mapping[str, np.ndarray]
+    layout: Layout
+
+    @classmethod
+    def of(
+        cls,
+        source: Checkpoint,
+        cuts: Mapping[str, TensorCut],
+        replace: Mapping[str, np.ndarray] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> Self:
+        """Raises LorashearError for names, shapes or dtypes that do not fit. Nothing is read but headers."""
+        replace = replace or {}
+        if unknown := [name for name in (*cuts, *replace) if name not in source.tensors]:
+            raise LorashearError(f"'{source.folder}' holds no tensor '{unknown[0]}'; the plan belongs to another model")
+        shapes = {name: _final_shape(name, info.shape, cuts.get(name, _WHOLE)) for name, info in source.tensors.items()}
+        for name, array in replace.items():
+            dtype = NUMPY_DTYPES[source.tensors[name].dtype]
+            if array.shape != shapes[name] or array.dtype != dtype:
+                raise LorashearError(
+                    f"the replacement of tensor '{name}' is {array.dtype} of shape {list(array.shape)}, "
+                    f"but {dtype} of shape {list(shapes[name])} is wanted"
+                )
+        placed = layout({name: (info.dtype, shapes[name]) for name, info in source.tensors.items()}, shard_bytes)
+        return cls(source, cuts, replace, placed)
+
+    def blocks(self, name: str, buffers: _Buffers) -> Iterator[np.ndarray]:
+        """The cut tensor as a run of small arrays, each valid until the next is asked for."""
+        if name in self.replace:
+            yield self.replace[name]
+            return
+        cut, dtype = self.cuts.get(name, _WHOLE), self.source.tensors[name].dtype
+        array = self.source.read(name)
+        for block in _gather(*_raw_axes(array, cut), buffers):
+            yield block if cut.scale == 1.0 else _scaled(name, block.reshape(-1).view(array.dtype), cut, dtype)
+
+
+def write_slice(
+    wanted: Slice, folder: Path, journal: Journal | None = None, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Writes a slice into ``folder`` as safetensors, tensor by tensor and shard by shard, flushed to disk.
+
+    With a ``journal`` it goes on where that says that an earlier run stopped, and notes how far it is. ``progress`` is
+    called with the bytes written and the bytes to write.
+
+    Raises:
+        LorashearError: a file that is there already, a scale that leaves the dtype's range, a disk that is full, or a
+            source that cannot be read any more.
+    """
+    if journal is None and (present := [name for name in wanted.layout.names if (folder / name).exists()]):
         raise LorashearError(f"'{folder / present[0]}' exists already; write into an empty folder")
-
-    total, done = sum(sizes.values()), 0
+    total, done = wanted.layout.bytes, 0
     buffers = (np.empty(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8))
+    for shard in wanted.layout.shards:
+        with NewFile(folder / shard.name, journal.position(shard.name) if journal else 0) as file:
+            if file.position == 0:
+                file.write(shard.header)
+            synced = file.position
+            for tensor in shard.tensors:
+                if tensor.end > file.position:
+                    for block in wanted.blocks(tensor.name, buffers):
+                        file.write(block)
+                if journal and file.position - synced >= SYNC_BYTES:
+                    file.flush()
+                    journal.note(shard.name, synced := file.position)
+                if progress:
+                    progress(done + file.position, total)
+            file.flush()
+        if journal:
+            journal.note(shard.name, shard.bytes)
+        done += shard.bytes
+    if wanted.layout.index:
+        with NewFile(folder / INDEX) as file:
+            file.write(wanted.layout.index)
+            file.flush()
 
-    def content(names: list[str]) -> Iterator[np.ndarray]:
-        nonlocal done
-        yield _header({name: (source.tensors[name].dtype, shapes[name], sizes[name]) for name in names})
-        for name in names:
-            if name in replace:
-                yield replace[name]
-            else:
-                yield from _cut_blocks(source, name, cuts.get(name, _WHOLE), buffers)
-            done += sizes[name]
-            if progress:
-                progress(done, total)
 
-    for file, names in zip(files, shards, strict=True):
-        # Wide dtypes first keeps every tensor aligned; safetensors orders so itself, then this changes nothing.
-        _write(folder / file, content(sorted(names, key=lambda name: -_itemsize(source, name))))
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        _write(folder / INDEX, [np.frombuffer(text.encode(), np.uint8)])
-    return shapes
-
-
-def _itemsize(source: Checkpoint, name: str) -> int:
-    return NUMPY_DTYPES[source.tensors[name].dtype].itemsize
+def buffer_bytes(wanted: Slice) -> int:
+    """The memory that `write_slice` takes at most: its buffers, a scaled block in float64, headers, kept indices."""
+    scaled = any(cut.scale != 1.0 for cut in wanted.cuts.values())
+    headers = sum(len(shard.header) for shard in wanted.layout.shards) + len(wanted.layout.index)
+    indices = max((len(kept) for cut in wanted.cuts.values() for kept in cut.keep.values()), default=0)
+    return (2 + 12 * scaled) * _BLOCK + 4 * headers + 16 * indices
 
 
 def _final_shape(name: str, shape: tuple[int, ...], cut: TensorCut) -> tuple[int, ...]:
@@ -113,52 +153,6 @@ def _final_shape(name: str, shape: tuple[int, ...], cut: TensorCut) -> tuple[int
             )
         final[dim] = len(kept)
     return tuple(final)
-
-
-def _shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
-    """Names in order, filled into as few shards as that order allows."""
-    shards, used = [[]], 0
-    for name, size in sizes.items():
-        if shards[-1] and used + size > most:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += size
-    return shards
-
-
-def _header(entries: Mapping[str, tuple[str, tuple[int, ...], int]]) -> np.ndarray:
-    """The start of a safetensors file: u64 length, then JSON padded with spaces so that the data is 8-aligned."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
-    begin = 0
-    for name, (dtype, shape, size) in entries.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + size]}
-        begin += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
-
-
-def _write(file: Path, blocks: Iterable[np.ndarray]) -> None:
-    """Writes a new file with the permissions that the umask leaves, and flushes it to disk."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        position = 0
-        for block in blocks:
-            left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-            while left:  # one system call may write less than asked
-                written = os.pwrite(descriptor, left, position)
-                left, position = left[written:], position + written
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _cut_blocks(source: Checkpoint, name: str, cut: TensorCut, buffers: _Buffers) -> Iterator[np.ndarray]:
-    """The cut tensor as a run of small arrays, each valid until the next is asked for."""
-    array, dtype = source.read(name), source.tensors[name].dtype
-    for block in _gather(*_raw_axes(array, cut), buffers):
-        yield block if cut.scale == 1.0 else _scaled(name, block.reshape(-1).view(array.dtype), cut, dtype)
 
 
 def _raw_axes(array: np.ndarray, cut: TensorCut) -> tuple[np.ndarray, list[np.ndarray | None]]:

@@ -117,13 +117,22 @@ def renumbered(graph: Graph) -> Graph:
     )
 
 
+def numberless(graph: Graph) -> Graph:
+    return replace(graph, sources=tuple(replace(each, holds="") for each in graph.sources))
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_recording_is_the_exported_graph(family: str) -> None:
     model, inputs = FAMILIES[family]()
     with whole_experts(model):
         recorded = record(model, inputs)
-        assert str(renumbered(recorded)) == str(renumbered(export(model, inputs)))
+        exported = export(model, inputs)
+    if any(each.role == "constant" and not each.holds for each in exported.sources):
+        # torch 2.11 exports the constants of a model on the meta device without their numbers.
+        assert str(renumbered(numberless(recorded))) == str(renumbered(numberless(exported)))
+    else:
+        assert str(renumbered(recorded)) == str(renumbered(exported))
     assert lorashear.parse(str(recorded)) == recorded
 
 

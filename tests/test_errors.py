@@ -201,7 +201,7 @@ def llama() -> tuple[nn.Module, lorashear.Groups]:
         (
             {"model.layers.channel": [0]},
             "model.layers.channel cannot be pruned: it is a dim of model.rotary_emb.inv_freq, which is not stored but "
-            "recomputed from the config and read by mul in model.rotary_emb",
+            r"recomputed from the config and read by \w+ in model.rotary_emb",
         ),
         (
             {"model.embed_tokens.channel": [0]},
@@ -229,7 +229,7 @@ def test_numbers_may_come_in_an_array() -> None:
 
 def test_too_few_experts_for_the_router() -> None:
     model = AutoModelForCausalLM.from_config(tiny("mixtral", num_hidden_layers=1))
-    expert = "model.layers.0.mlp.expert"
+    (expert,) = (name for name, each in analysed(model).items() if each.kind == "expert")
     assert sentence(lambda: lorashear.prune(model, {expert: range(7)})) == (
         f"{expert} would be left with 1 of its 8 structures; the router chooses 2 at a time"
     )
@@ -240,7 +240,7 @@ def test_too_few_experts_in_a_group_and_too_few_groups() -> None:
     model = AutoModelForCausalLM.from_config(tiny("deepseek_v3", n_group=4, topk_group=2, **fields))
     groups = analysed(model)
     (expert,) = (each for each in groups.values() if each.kind == "expert")
-    (segment,) = (each for each in groups.values() if each.name == "model.layers.0.mlp.channel")
+    (segment,) = (each for each in groups.values() if ".mlp." in each.name and each.size == 4)
     assert (expert.size, expert.blocks, segment.size) == (8, 4, 4)
     every_first = [0, 2, 4, 6]
     assert re.search(

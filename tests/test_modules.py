@@ -144,6 +144,31 @@ def test_indices_that_the_program_returns_are_not_renumbered() -> None:
     assert inner.prunable
 
 
+@pytest.mark.parametrize(("highest", "prunable"), [(4, True), (3, False)])
+def test_indices_held_within_what_they_point_into(highest: int, prunable: bool) -> None:
+    """As classes do that mark a token without an expert by a number past the last."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.experts = nn.Linear(6, 5), nn.Parameter(torch.ones(5, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores, chosen = self.router(x).topk(2)
+            return (self.experts[chosen.clamp(0, highest)] * scores.softmax(-1)[..., None]).sum(1)
+
+    model = randomised(Experts())
+    (expert,) = (each for each in lorashear.groups(model, X).values() if each.kind == "expert")
+    assert expert.prunable is prunable
+    if prunable:
+        small = lorashear.prune(model, {expert.name: [1, 4]}, X)
+        with torch.no_grad():  # a score that is never chosen
+            model.router.weight[[1, 4]], model.router.bias[[1, 4]] = 0.0, -1e9
+        assert torch.allclose(small(X), model(X), atol=1e-6)
+    else:
+        assert expert.reason == "clamp in the model counts with indices into it"
+
+
 def test_a_number_that_a_class_makes_of_a_width_is_seen() -> None:
     """DeBERTa scales by a tensor made of the width of a head, in its forward."""
     config = DebertaV2Config(

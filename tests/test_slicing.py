@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lorashear import slicing
 from lorashear.checkpoint import INDEX, SINGLE, Checkpoint
 from lorashear.errors import LorashearError
-from lorashear.slicing import sliced, write_checkpoint
+from lorashear.layout import SHARD_BYTES, shard_bytes
+from lorashear.slicing import Slice, sliced, write_slice
 from lorashear_ir.groups import TensorCut
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -34,9 +35,12 @@ def written(source: Checkpoint, folder: Path, cuts: dict[str, TensorCut], **opti
     """Writes and reopens, which checks every offset anew."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    shapes = write_checkpoint(source, cuts, options.pop("replace", {}), folder, **options)
+    wanted = Slice.of(source, cuts, options.pop("replace", {}), options.pop("shard_bytes", SHARD_BYTES))
+    write_slice(wanted, folder, **options)
     result = Checkpoint.open(folder)
-    assert {name: info.shape for name, info in result.tensors.items()} == shapes
+    placed = {each.name: each.shape for shard in wanted.layout.shards for each in shard.tensors}
+    assert {name: info.shape for name, info in result.tensors.items()} == placed
+    assert wanted.layout.bytes == sum(file.stat().st_size for file in folder.iterdir() if file.name != "config.json")
     return result
 
 
@@ -183,7 +187,8 @@ def test_one_file_as_safetensors_wants_it(tmp_path: Path) -> None:
         os.umask(before)
     file = tmp_path / "out" / SINGLE
     assert file.stat().st_mode & 0o777 == 0o640
-    assert steps == [(48, 75), (72, 75), (75, 75)]
+    start, total = file.stat().st_size - 75, file.stat().st_size
+    assert steps == [(start + 48, total), (start + 72, total), (total, total)]
     with safe_open(file, "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
     assert {name: tensor.tolist() for name, tensor in load_file(file).items()} == {
@@ -192,7 +197,7 @@ def test_one_file_as_safetensors_wants_it(tmp_path: Path) -> None:
         "z": A.tolist(),
     }
     with pytest.raises(LorashearError, match="exists already; write into an empty folder"):
-        write_checkpoint(source, {}, {}, tmp_path / "out")
+        write_slice(Slice.of(source, {}), tmp_path / "out")
 
 
 def test_wide_dtypes_lie_first_so_that_all_are_aligned(tmp_path: Path) -> None:
@@ -215,7 +220,7 @@ def test_wide_dtypes_lie_first_so_that_all_are_aligned(tmp_path: Path) -> None:
 )
 def test_shards(tmp_path: Path, most: int, names: list[list[str]] | None) -> None:
     source = checkpoint(tmp_path / "in", {"a": A, "b": A, "c": A[:, :3]})
-    written(source, tmp_path / "out", {}, max_shard_bytes=most)
+    written(source, tmp_path / "out", {}, shard_bytes=most)
     if names is None:
         assert sorted(os.listdir(tmp_path / "out")) == ["config.json", SINGLE]
         return
@@ -224,6 +229,21 @@ def test_shards(tmp_path: Path, most: int, names: list[list[str]] | None) -> Non
     files = [f"model-{i:05d}-of-{len(names):05d}.safetensors" for i in range(1, len(names) + 1)]
     assert index["weight_map"] == {name: file for file, row in zip(files, names, strict=True) for name in row}
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", *files, INDEX]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5_000_000_000), ("1.5 kb", 1500), ("700", 700), ("2T", 2 * 10**12), ("0.5MB", 500_000)]
+)
+def test_shard_sizes(text: str, size: int) -> None:
+    assert shard_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5GiB", "five"])
+def test_what_is_no_shard_size(text: str) -> None:
+    with pytest.raises(
+        LorashearError, match=f"^the shard size is '{text}'; give a number of bytes such as 5GB or 500MB$"
+    ):
+        shard_bytes(text)
 
 
 def test_transformers_reads_a_cut_and_sharded_model(tmp_path: Path) -> None:
@@ -241,7 +261,7 @@ def test_transformers_reads_a_cut_and_sharded_model(tmp_path: Path) -> None:
     assert len(cuts) == 6
     out = tmp_path / "out"
     out.mkdir()
-    write_checkpoint(source, cuts, {}, out, max_shard_bytes=2000)
+    write_slice(Slice.of(source, cuts, shard_bytes=2000), out)
     config.intermediate_size = len(kept)
     config.save_pretrained(out)
     assert len(list(out.glob("model-*.safetensors"))) > 2

@@ -40,9 +40,10 @@ def resize(graph: Graph, groups: Groups, removed: Mapping[str, Collection[int]])
         return replace(value, shape=sizes.shape(value.name), dims=None, points=None)
 
     def touched(node: Node) -> bool:
-        """Whether a value that the node makes or reads is smaller now."""
+        """Whether a value that the node makes or reads is smaller now, or what it makes points into less."""
         names = (*(value.name for value in node.outputs), *node.references())
-        return any(sizes.shape(name) != shapes[name] for name in names)
+        targets = (value.points for value in node.outputs if value.points is not None)
+        return any(sizes.shape(name) != shapes[name] for name in names) or any(sizes.size(t) != t.size for t in targets)
 
     def rewritten(node: Node) -> Node:
         row = TABLE.get(node.op)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from lorashear_ir.graph import Argument, Node, Ref
 from lorashear_ir.ops.base import (
     Dims,
+    Resizing,
     Row,
     Typing,
     Zero,
@@ -16,6 +17,7 @@ from lorashear_ir.ops.base import (
     at,
     broadcast,
     intersection,
+    resized,
     tensors,
     union,
     where,
@@ -117,6 +119,25 @@ def _clamp(node: Node, z: Zeros) -> list[Zero]:
         numbers and not (isinstance(low, int | float) and low > 0) and not (isinstance(high, int | float) and high < 0)
     )
     return _keeps(node, z) if holds_zero else z.nowhere(node)
+
+
+def _type_clamp(node: Node, t: Typing) -> list[Dims]:
+    """Indices that are held within all of what they point into (for those that point nowhere) still point there."""
+    target = t.target(node.arguments[0])
+    if target is not None and _within(node, target.size):
+        t.carry(node)
+    else:
+        t.counts(node, node.arguments[0])
+    return type_(node, t)
+
+
+def _within(node: Node, size: int) -> bool:
+    return argument(node, 1) in (None, 0) and argument(node, 2) == size - 1
+
+
+def _size_clamp(node: Node, r: Resizing) -> Node:
+    target = node.outputs[0].points
+    return node if target is None else resized(node, 2, r.size(target) - 1)
 
 
 def _threshold(node: Node, z: Zeros) -> list[Zero]:
@@ -227,6 +248,7 @@ ROWS: dict[str, Row] = {
     **_rows("div true_divide", _divide),
     **_rows("pow", _power),
     **_rows("clamp clamp_min clamp_max clip hardtanh", _clamp),
+    **dict.fromkeys("clamp clamp_ clip clip_".split(), Row(_type_clamp, _clamp, points="use", sizes=_size_clamp)),
     **_rows("threshold", _threshold),
     **_rows("addcmul", _multiplied_and_added),
     **_rows("lerp", _between),
