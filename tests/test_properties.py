@@ -92,9 +92,11 @@ def nothing_is_frozen_in_vain(sketch: Sketch) -> None:
     """A frozen group that could have gone after all, wherever the structure is taken, was frozen without need.
 
     Left out: the program's inputs and outputs; axes of two indices, since one index broadcasts; groups whose weights do
-    not move the output at all; programs that use only the sign or the order of some numbers; and what `VALUES` says.
+    not move the output at all; programs that use only the sign or the order of some numbers, and that a norm with one
+    gain for all scales before gather orders them; and what `VALUES` says.
     """
-    if any(step.op in ("masked", "onehot") for step in sketch.steps):
+    ops = {step.op for step in sketch.steps}
+    if ops & {"masked", "onehot"} or ("gather" in ops and _scales_all_alike(sketch)):
         return
     program, groups = captured(sketch)
     for each in groups.values():
@@ -103,6 +105,11 @@ def nothing_is_frozen_in_vain(sketch: Sketch) -> None:
         alone = forced(groups, each.name)
         needless = all(exact(program, alone, each, i) for i in range(each.axis.size))
         assert not (needless and matters(program, alone, each)), each
+
+
+def _scales_all_alike(sketch: Sketch) -> bool:
+    """Whether some RMSNorm has one gain for all that it normalises."""
+    return any(s.op in ("rms", "rms1") and sketch.weights[s.weights[0]][-1] == 1 for s in sketch.steps)
 
 
 VALUES = (
