@@ -93,10 +93,10 @@ def nothing_is_frozen_in_vain(sketch: Sketch) -> None:
 
     Left out: the program's inputs and outputs; axes of two indices, since one index broadcasts; groups whose weights do
     not move the output at all; programs that use only the sign or the order of some numbers, and that a norm with one
-    gain for all scales before gather orders them; and what `VALUES` says.
+    gain for all scales before only their order or direction counts; and what `VALUES` says.
     """
     ops = {step.op for step in sketch.steps}
-    if ops & {"masked", "onehot"} or ("gather" in ops and _scales_all_alike(sketch)):
+    if ops & {"masked", "onehot"} or (ops & {"gather", "length"} and _scales_all_alike(sketch)):
         return
     program, groups = captured(sketch)
     for each in groups.values():
