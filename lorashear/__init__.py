@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lorashear import registering
 from lorashear.errors import LorashearError
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ __all__ = [
     "prune",
     "trace",
 ]
+
+
+registering.register()
 
 
 def __getattr__(name: str) -> Any:

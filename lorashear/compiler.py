@@ -146,7 +146,7 @@ def _compile(
         typed = models.typed(graph)
         stage.made("infer", lambda: str(compose(typed)))
     with stage("group"):
-        groups = models.expressible(group(typed), config)
+        groups = models.expressible(group(typed), config, twin)
         stage.made("groups", lambda: report.table(groups))
     with stage("prune"):
         scratch = _working_copy(source.folder, settings, trust_remote_code)

@@ -2,42 +2,50 @@
 
 1. The fields that set the widths are found by trying (`fields.py`); the class is traced and must give the program wanted.
 2. `LlamaConfig` refuses head counts that do not divide the hidden size; the same tensors load as `mistral`.
-3. Widths that differ between layers, or that neither class takes, go to `modeling_lorashear_llama.py`.
+3. Widths that differ between layers, or that no field sets, go to a generated class (`generated.py`), traced as well.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTrainedConfig
+from transformers import MistralConfig, PreTrainedConfig
 
 from lorashear.errors import LorashearError
-from lorashear.fields import Shapes, build, made, missing, options, search, stored_shapes, without
-from lorashear.modeling_lorashear_llama import LorashearLlamaConfig, LorashearLlamaForCausalLM
-from lorashear_ir.axes import size_with
+from lorashear.fields import (
+    Removed,
+    build,
+    is_uniform,
+    made,
+    missing,
+    new_sizes,
+    one_layer,
+    options,
+    search,
+    shapes_after,
+    stored_shapes,
+    without,
+)
+from lorashear.generated import generated, unpruned
+from lorashear.rebuild import rebuilt
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.aten import DTYPES
 from lorashear_passes.capture import CaptureError, capture
+from lorashear_passes.groups import group
+from lorashear_passes.infer import infer
 from lorashear_passes.resize import resize
 from lorashear_passes.same import difference
-
-# So that per-layer results load here by the usual calls, without running the code that lies in their folder.
-AutoConfig.register("lorashear_llama", LorashearLlamaConfig, exist_ok=True)
-AutoModelForCausalLM.register(LorashearLlamaConfig, LorashearLlamaForCausalLM, exist_ok=True)
-
-Removed = Mapping[str, Collection[int]]
 
 
 @dataclass(frozen=True)
 class Emission:
-    """A config for the pruned model, and by which route: "own" class, "mistral", or "per-layer"."""
+    """A config for the pruned model, and by which route: "own" class, "mistral", or "generated"."""
 
     config: PreTrainedConfig
     route: str
@@ -47,16 +55,25 @@ def emission(config: PreTrainedConfig, groups: Groups, removed: Removed) -> Emis
     """The config of the pruned model.
 
     Raises:
-        LorashearError: no class at hand can express the widths; the sentence says which.
+        LorashearError: no class can have the widths; the sentence says why.
     """
-    fields, reason = solve(config, groups, removed)
-    if fields is None:
+    found, reason = solve(config, groups, removed)
+    if found is None:
         raise LorashearError(f"{reason}; prune the same number in every layer, or another kind")
-    return fields
+    return found
 
 
 def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     """The config, or None and why none will do: shapes that agree are not enough, the class must compute the same."""
+    found, reason = by_fields(config, groups, removed)
+    if found is not None:
+        return found, ""
+    found, further = _by_modules(config, groups, removed)
+    return found, f"{reason}, and {further}"
+
+
+def by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
+    """As `solve`, with classes that transformers has."""
     assert groups.typed is not None, "groups of a captured model have its graph"
     wanted: Graph | None = None
     reason = f"no config can express these widths: {_describe(groups, removed)}"
@@ -67,6 +84,28 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
             return found, ""
         reason = f"a config with these widths computes something else: {wrong}"
     return None, reason
+
+
+def _by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
+    """As `solve`, with a class generated from a copy of the model whose modules are set to other widths."""
+    assert groups.typed is not None
+    try:
+        if stored_shapes(config) != shapes_after(groups, {}):
+            return None, "the class of a language model of this config is another one"
+    except Exception as error:  # whatever a class raises
+        return None, f"this config has no language model: {error}"
+    small, wrong = rebuilt(build(config, "meta").eval(), groups.typed, groups, removed, like(groups.typed))
+    if small is None:
+        return None, f"its class cannot take them in its modules: {wrong}"
+    whole = unpruned(config)
+    dense = groups if whole is config else _groups(whole, groups.typed)
+    after = generated(config, groups, removed, small, dense)
+    wrong = _otherwise(config, after, groups.typed, resize(groups.typed, groups, removed))
+    return (Emission(after, "generated"), "") if not wrong else (None, f"the class generated for them is wrong: {wrong}")
+
+
+def _groups(config: PreTrainedConfig, graph: Graph) -> Groups:
+    return group(infer(capture(build(config, "meta").eval(), like(graph))))
 
 
 def _otherwise(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph, wanted: Graph) -> str:
@@ -128,15 +167,7 @@ def like(graph: Graph) -> dict[str, Any]:
 
 def expresses(config: PreTrainedConfig, groups: Groups, removed: Removed) -> bool:
     """Whether some config gives these shapes, whatever its class computes from it; one layer is enough to see it."""
-    before, after = shapes_after(groups, {}), shapes_after(groups, removed)
-    single = made(type(config), {**config.to_dict(), "num_hidden_layers": 1})
-    try:
-        few = stored_shapes(single) if single is not None else {}
-    except Exception:  # a class that has no single layer
-        few = {}
-    # The layers of a hybrid are not alike: one that shows nothing of this says nothing.
-    shows = any(after.get(name) != before.get(name) for name in few)
-    return next(_shaped(config, groups, removed, single if shows else None), None) is not None
+    return next(_shaped(config, groups, removed, one_layer(config, groups, removed)), None) is not None
 
 
 def _shaped(
@@ -145,7 +176,7 @@ def _shaped(
     """Emissions with the wanted shapes; of one layer if a config of a ``single`` one is to be changed."""
     wanted = shapes_after(groups, removed)
     eps = _eps_changes(config, groups, removed)
-    if eps is None:
+    if eps is None or not is_uniform(groups, removed):
         return
 
     def routed(changes: Mapping[str, int]) -> Emission | None:
@@ -155,35 +186,10 @@ def _shaped(
         emitted = routed(changes)
         return missing(emitted.config, wanted, whole=single is None) if emitted is not None else inf
 
-    if is_uniform(groups, removed):
-        for changes in search(options(config, groups, _sizes(groups, removed)), misses):
-            emitted = routed(changes)
-            assert emitted is not None
-            yield emitted
-    layered = _per_layer(config, groups, removed, eps)
-    if layered is not None and missing(layered, wanted, whole=True) == 0:
-        yield Emission(layered, "per-layer")
-
-
-def _sizes(groups: Groups, removed: Removed) -> dict[str, int]:
-    """The new widths by axis."""
-    return {groups[name].axis.name: width for name, width in groups.widths(removed).items()}
-
-
-def shapes_after(groups: Groups, removed: Removed) -> Shapes:
-    """The shape of every parameter once the structures are gone."""
-    sizes = _sizes(groups, removed)
-    return {name: tuple(size_with(d, sizes) for d in dims) for name, dims in groups.tensors.items()}
-
-
-def is_uniform(groups: Groups, removed: Removed) -> bool:
-    """Whether all groups of a kind and size are left with the same width."""
-    widths = groups.widths(removed)
-    left: dict[tuple[str, int], set[int]] = {}
-    for group in groups.values():
-        if group.prunable:
-            left.setdefault((group.kind, group.axis.size), set()).add(widths.get(group.name, group.axis.size))
-    return all(len(found) == 1 for found in left.values())
+    for changes in search(options(config, groups, new_sizes(groups, removed)), misses):
+        emitted = routed(changes)
+        assert emitted is not None
+        yield emitted
 
 
 def _describe(groups: Groups, removed: Removed) -> str:
@@ -205,12 +211,10 @@ def _eps_changes(config: PreTrainedConfig, groups: Groups, removed: Removed) -> 
 
 
 def _routed(config: PreTrainedConfig, changes: Mapping[str, Any]) -> Emission | None:
-    """The changed config as its own class; as mistral where LLaMA's class refuses; as ours where there are biases."""
+    """The changed config as its own class; as mistral where LLaMA's class refuses."""
     values = {**config.to_dict(), **changes}
     classes: list[tuple[str, type[PreTrainedConfig], dict[str, Any]]] = [("own", type(config), values)]
-    if config.model_type == "llama" and (values.get("attention_bias") or values.get("mlp_bias")):
-        classes.append(("per-layer", LorashearLlamaConfig, values))
-    elif config.model_type == "llama":
+    if config.model_type == "llama" and not (values.get("attention_bias") or values.get("mlp_bias")):
         plain = without(values, "attention_bias", "mlp_bias", "pretraining_tp")
         classes.append(("mistral", MistralConfig, {**plain, "sliding_window": None}))
     for route, cls, taken in classes:
@@ -218,40 +222,3 @@ def _routed(config: PreTrainedConfig, changes: Mapping[str, Any]) -> Emission | 
         if emitted is not None:
             return Emission(emitted, route)
     return None
-
-
-def _per_layer(
-    config: PreTrainedConfig, groups: Groups, removed: Removed, eps: dict[str, float]
-) -> PreTrainedConfig | None:
-    """Our own LLaMA with the widths of each layer."""
-    if config.model_type not in ("llama", "lorashear_llama"):
-        return None
-    widths = groups.widths(removed)
-    layers: dict[str, dict[str, int]] = {}
-    values: dict[str, Any] = {**without(config.to_dict(), "per_layer_config", "auto_map"), **eps}
-    for name, group in groups.items():
-        width = widths.get(name, group.axis.size)
-        layer = re.search(r"\.(\d+)\.", name)
-        if group.kind == "hidden":
-            values["hidden_size"] = width
-        elif group.kind in ("head", "query", "ffn") and layer:
-            layers.setdefault(layer[1], {})[group.kind] = width
-        elif group.axis.size != width:
-            return None
-    many = int(values["num_attention_heads"]), int(values["num_key_value_heads"] or values["num_attention_heads"])
-    own: dict[str, dict[str, int]] = {}
-    for layer, kinds in layers.items():
-        heads = kinds.get("head", 1)
-        fields = {"num_key_value_heads": heads, "num_attention_heads": heads * kinds.get("query", 1)}
-        if "head" not in kinds and "query" not in kinds:
-            fields = {"num_key_value_heads": many[1], "num_attention_heads": many[0]}
-        own[layer] = {**fields, **({"intermediate_size": kinds["ffn"]} if "ffn" in kinds else {})}
-    for field in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
-        found = [fields[field] for fields in own.values() if field in fields]
-        if found:
-            values[field] = max(found)
-    for fields in own.values():
-        for field in [f for f in fields if fields[f] == values[f]]:
-            del fields[field]
-    differing = {layer: fields for layer, fields in own.items() if fields}
-    return made(LorashearLlamaConfig, {**values, **({"per_layer_config": differing} if differing else {})})

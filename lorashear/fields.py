@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import inf, prod
 from typing import Any
 
@@ -23,9 +24,59 @@ from lorashear_ir.groups import Groups
 
 Shapes = dict[str, tuple[int, ...]]
 Changes = dict[str, int]
+Removed = Mapping[str, Collection[int]]
 
 MOST = 64
 """Combinations that are all tried."""
+
+
+def new_sizes(groups: Groups, removed: Removed) -> dict[str, int]:
+    """The new widths by axis."""
+    return {groups[name].axis.name: width for name, width in groups.widths(removed).items()}
+
+
+def shapes_after(groups: Groups, removed: Removed) -> Shapes:
+    """The shape of every parameter once the structures are gone."""
+    sizes = new_sizes(groups, removed)
+    return {name: tuple(size_with(d, sizes) for d in dims) for name, dims in groups.tensors.items()}
+
+
+def is_uniform(groups: Groups, removed: Removed) -> bool:
+    """Whether all groups of a kind and size are left with the same width."""
+    widths = groups.widths(removed)
+    left: dict[tuple[str, int], set[int]] = {}
+    for group in groups.values():
+        if group.prunable:
+            left.setdefault((group.kind, group.axis.size), set()).add(widths.get(group.name, group.axis.size))
+    return all(len(found) == 1 for found in left.values())
+
+
+def one_layer(config: PreTrainedConfig, groups: Groups, removed: Removed) -> PreTrainedConfig | None:
+    """A config of a single layer, if that layer shows what a removal changes; the layers of a hybrid are not alike."""
+    before, after = shapes_after(groups, {}), shapes_after(groups, removed)
+    single = made(type(config), {**config.to_dict(), "num_hidden_layers": 1})
+    try:
+        few = stored_shapes(single) if single is not None else {}
+    except Exception:  # a class that has no single layer
+        few = {}
+    return single if any(after.get(name) != before.get(name) for name in few) else None
+
+
+def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> Changes:
+    """The fields that the class reads the width of these groups from, each with its value at one structure less in all.
+
+    Empty where there are none. What the config itself would refuse, as heads that do not divide a width, does not count.
+    """
+    removed = {name: [block * groups[name].axis.size for block in range(groups[name].blocks)] for name in names}
+    single = one_layer(config, groups, removed)
+    wanted = shapes_after(groups, removed)
+
+    def misses(changes: Changes) -> float:
+        changed = copy.copy(single or config)
+        vars(changed).update(changes)
+        return missing(changed, wanted, whole=single is None)
+
+    return next(search(options(config, groups, new_sizes(groups, removed)), misses), {})
 
 
 def options(config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int]) -> dict[str, list[int]]:

@@ -17,7 +17,7 @@ from lorashear.layout import SHARD_BYTES
 from lorashear.plans import Plan
 from lorashear.slicing import Slice, write_slice
 
-MODELING_FILE = "modeling_lorashear_llama.py"
+MODELING_FILE = "modeling_lorashear.py"
 TAKEN_ALONG = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -67,7 +67,7 @@ def write_folder(
     write_json(folder / "config.json", plan.config)
     for path in taken_along(wanted.source):
         shutil.copyfile(path, folder / path.name)
-    if plan.route == "per-layer":
+    if plan.route == "generated":
         shutil.copyfile(Path(__file__).with_name(MODELING_FILE), folder / MODELING_FILE)
     own = folder / "lorashear"
     own.mkdir(exist_ok=True)

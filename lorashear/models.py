@@ -197,26 +197,22 @@ def analysed(module: torch.nn.Module, inputs: Inputs | None = None) -> Groups:
 
 
 def expressible(
-    found: Groups,
-    config: PreTrainedConfig,
-    module: torch.nn.Module | None = None,
-    inputs: Inputs | None = None,
+    found: Groups, config: PreTrainedConfig, module: torch.nn.Module, inputs: Inputs | None = None
 ) -> Groups:
     """The groups, those not prunable that the class cannot take at other widths, with the reason.
 
-    Without ``module`` a config must say the widths, so that the result can be written; with it a copy of the module whose
-    attributes are set is enough.
+    It can if a field of its config sets the width, or if attributes of the modules of a copy do.
     """
     families: dict[tuple[str, int], dict[str, list[int]]] = {}
     for each in found.values():
         if each.prunable:
             first = [block * each.axis.size for block in range(each.blocks)]
             families.setdefault((each.kind, each.size), {})[each.name] = first
-    by_config = _by_config(config, found, families) if module is None or not adapters.holds(module) else {}
+    by_config = _by_config(config, found, families) if not adapters.holds(module) else {}
     reasons: dict[str, str] = {}
     for family, removed in families.items():
         reason = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
-        wrong = _without_config(module, found, removed, inputs) if reason and module is not None else {}
+        wrong = _without_config(module, found, removed, inputs) if reason else {}
         for name in removed:
             reasons[name] = f"{reason}: {wrong[name]}" if wrong.get(name) else "" if wrong else reason
     result: list[Group] = []
@@ -256,6 +252,6 @@ def _by_config(
     """
     fits = [family for family, removed in families.items() if emit.expresses(config, found, removed)]
     together = {name: indices for family in fits for name, indices in families[family].items()}
-    if not fits or emit.solve(config, found, together)[0] is not None:
+    if not fits or emit.by_fields(config, found, together)[0] is not None:
         return dict.fromkeys(fits, "")
-    return {family: emit.solve(config, found, families[family])[1] for family in fits}
+    return {family: emit.by_fields(config, found, families[family])[1] for family in fits}

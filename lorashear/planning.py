@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from lorashear import checkpoint, emit, models
+from lorashear import checkpoint, emit, models, registering
 from lorashear.errors import LorashearError
 from lorashear.folder import MODELING_FILE
 from lorashear.plans import Plan
@@ -58,17 +58,20 @@ def stored_names(source: checkpoint.Checkpoint, groups: Groups) -> dict[str, str
 def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of the result, with both spellings of the RoPE fields and an explicit head_dim."""
     content = json.loads(made.config.to_json_string())
-    architectures = {"own": before.get("architectures"), "mistral": ["MistralForCausalLM"]}
-    content["architectures"] = architectures.get(made.route) or ["LorashearLlamaForCausalLM"]
+    content["architectures"] = before.get("architectures")
+    if made.route == "mistral":
+        content["architectures"] = ["MistralForCausalLM"]
     for name in ("dtype", "torch_dtype"):
         if name in before:
             content["dtype"] = before[name]
-    if made.route == "per-layer":
+    if made.route == "generated":
+        config, model, causal = (each.__name__ for each in registering.classes(made.config.model_type))
         module = MODELING_FILE.removesuffix(".py")
+        content["architectures"] = [causal]
         content["auto_map"] = {
-            "AutoConfig": f"{module}.LorashearLlamaConfig",
-            "AutoModel": f"{module}.LorashearLlamaModel",
-            "AutoModelForCausalLM": f"{module}.LorashearLlamaForCausalLM",
+            "AutoConfig": f"{module}.{config}",
+            "AutoModel": f"{module}.{model}",
+            "AutoModelForCausalLM": f"{module}.{causal}",
         }
     rope = content.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:

@@ -27,7 +27,7 @@ class Plan:
     removed: Mapping[str, tuple[int, ...]]  # structures by group name
     tensors: Mapping[str, TensorCut]
     config: Mapping[str, Any]  # config.json of the result
-    route: str  # "own", "mistral" or "per-layer"
+    route: str  # "own", "mistral" or "generated"
     settings: Mapping[str, Any] = field(default_factory=dict)
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 
 from lorashear import adapters
 from lorashear.errors import LorashearError
+from lorashear.fields import Removed, is_uniform
 from lorashear_ir.graph import Argument, Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -34,8 +35,6 @@ TRIES = 32
 
 SHAPES = {"in_features": 1, "out_features": 0, "num_embeddings": 0, "embedding_dim": 1}
 """Attributes of torch's own layers that say the shape of their weight and that no operator reads."""
-
-Removed = Mapping[str, Collection[int]]
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,9 @@ def _searched(
 
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
+    alike = is_uniform(groups, removed)
     for with_config, start in itertools.product((False, True), (0, -1)):
-        sure, choices = _settings(model, graph, wanted, with_config)
+        sure, choices = _settings(model, graph, wanted, with_config, alike)
         held = [options[start] for options in choices]
         agreed, wrong = agree([*sure, *itertools.chain(*held)])
         # Attributes are settled one by one: the right value of each lets the program agree further.
@@ -185,7 +185,7 @@ def _mend_eps(small: torch.nn.Module, groups: Groups, removed: Removed) -> None:
 
 
 def _settings(
-    model: torch.nn.Module, graph: Graph, wanted: Graph, with_config: bool
+    model: torch.nn.Module, graph: Graph, wanted: Graph, with_config: bool, alike: bool
 ) -> tuple[list[Setting], list[list[list[Setting]]]]:
     """Settings that leave no doubt, and for each of the others its choices, each a list of settings."""
     moved: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
@@ -217,10 +217,11 @@ def _settings(
             if len(options) == 1 and options[0] != value:
                 sure.append(Setting(path, name, of_config, options[0]))
             elif len(options) > 1:
-                # Modules of one class with the same choice before them choose alike; first to change, then to stay.
-                alike = choices.setdefault((type(module), name, of_config, value, tuple(options)), {})
-                for option in sorted(options, key=lambda o: o == value):
-                    alike.setdefault(option, []).append(Setting(path, name, of_config, option))
+                # Where all layers get the same widths, modules of one class with the same choice before them choose alike.
+                who = type(module) if alike else path
+                choice = choices.setdefault((who, name, of_config, value, tuple(options)), {})
+                for option in sorted(options, key=lambda o: o == value):  # first to change, then to stay
+                    choice.setdefault(option, []).append(Setting(path, name, of_config, option))
     return sure, [list(alike.values()) for alike in choices.values()]
 
 

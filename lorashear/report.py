@@ -28,7 +28,7 @@ LOADING = {
     "own": "Loads with plain `AutoModelForCausalLM.from_pretrained`.",
     "mistral": "Loads with plain `AutoModelForCausalLM.from_pretrained`. It is stored as `mistral`, whose tensors and "
     "arithmetic are the same, because `LlamaConfig` refuses a head count that does not divide the hidden size.",
-    "per-layer": "Layers have widths of their own: loads with `lorashear.load`, or with "
+    "generated": "Its widths are such that no config of its class says them: loads with `lorashear.load`, or with "
     "`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` from the modelling file in this folder, and its "
     "tokenizer with `AutoTokenizer.from_pretrained(..., trust_remote_code=True)`.",
 }

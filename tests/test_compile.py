@@ -51,7 +51,7 @@ import sys, torch
 for name in ("lorashear", "lorashear_ir", "lorashear_passes"):
     sys.modules[name] = None  # as if it were not installed: importing it fails
 from transformers import AutoModelForCausalLM, AutoTokenizer
-remote = {result.plan.route == "per-layer"}
+remote = {result.plan.route == "generated"}
 model = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=remote).float()
 ids = AutoTokenizer.from_pretrained({str(out)!r}, trust_remote_code=remote)("w1 w2 w3", return_tensors="pt").input_ids
 a, b = (model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=c, eos_token_id=None) for c in (True, False))

@@ -1,0 +1,121 @@
+"""The config of a generated class (`modeling_lorashear.py`): what differs from the model that was pruned, module by module.
+
+Every number in it is taken from a pruned copy of the model that is known to compute the right thing (`rebuild.py`).
+Fields of the config that set widths follow them where they can, for engines that look there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from lorashear import registering
+from lorashear.fields import Removed, build, driven
+from lorashear.modeling_lorashear import OWN_FIELDS
+from lorashear_ir.groups import Groups
+
+Overrides = dict[str, dict[str, Any]]
+Layers = dict[int, dict[str, int]]
+
+
+def unpruned(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config that a generated class's is based on; any other is its own."""
+    return config.unpruned() if hasattr(config, "unpruned") else config  # pyright: ignore
+
+
+def generated(
+    config: PreTrainedConfig, groups: Groups, removed: Removed, small: torch.nn.Module, dense: Groups
+) -> PreTrainedConfig:
+    """The config that builds ``small``.
+
+    Args:
+        config: of the model that is pruned; of a generated class itself if it was pruned before.
+        groups, removed: of that model, and what goes.
+        small: the pruned model, whose weights do not matter.
+        dense: the groups of the model before it was first pruned.
+    """
+    whole = unpruned(config)
+    fields = whole.to_dict()
+    everywhere, by_layer = _fields(whole, dense, groups, removed)
+    own = registering.classes(whole.model_type)[0]
+    values: dict[str, Any] = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
+    values |= everywhere
+    values["pruned_from"] = {name: fields[name] for name, value in everywhere.items() if fields[name] != value}
+    values["module_overrides"] = overrides(build(whole, "meta"), small)
+    if by_layer:
+        values["per_layer_config"] = {str(layer): own_fields for layer, own_fields in by_layer.items()}
+    return own.from_dict(values)
+
+
+def overrides(dense: torch.nn.Module, small: torch.nn.Module) -> Overrides:
+    """For each module of ``small`` what is otherwise than in ``dense``: shapes (None: as they were) and plain numbers."""
+    found: Overrides = {}
+    for path, module in small.named_modules():
+        other = dense.get_submodule(path)
+        changes: dict[str, Any] = {}
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            before = getattr(other, name)
+            if tensor is not None and tensor.shape != before.shape:
+                changes[name] = [a if a != b else None for a, b in zip(tensor.shape, before.shape, strict=True)]
+        changes |= _numbers(module, other)
+        if isinstance(getattr(module, "config", None), PreTrainedConfig):
+            changes |= {f"config.{name}": value for name, value in _numbers(module.config, other.config).items()}
+        if changes:
+            found[path] = changes
+    return found
+
+
+def _numbers(owner: Any, other: Any) -> dict[str, Any]:
+    before = vars(other)
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(owner).items()
+        if not name.startswith("_") and isinstance(value, int | float | list | tuple) and value != before.get(name)
+    }
+
+
+def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Removed) -> tuple[dict[str, int], Layers]:
+    """The fields that set widths: those that all layers share, and those of single layers.
+
+    A family of groups drives a field where the class, at one structure less in all of them, wants another value of it.
+    Fields are products of widths, so each family changes them in its own proportion.
+    """
+    widths = groups.widths(removed)
+    values: dict[tuple[int | None, str], Fraction] = {}
+    before = whole.to_dict()
+    families: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for name, group in dense.items():
+        if group.prunable:
+            families[group.kind, group.size].append(name)
+    for names in families.values():
+        left = {name: Fraction(widths.get(name, groups[name].axis.size), dense[name].axis.size) for name in names}
+        if all(share == 1 for share in left.values()):
+            continue
+        for field in driven(whole, dense, names):
+            for name, share in left.items():
+                at = _layer(name), field
+                values[at] = values.get(at, Fraction(before[field])) * share
+    return _shared({at: int(value) for at, value in values.items() if value.denominator == 1})
+
+
+def _shared(values: Mapping[tuple[int | None, str], int]) -> tuple[dict[str, int], Layers]:
+    everywhere: dict[str, int] = {}
+    layers: Layers = defaultdict(dict)
+    for field in dict.fromkeys(field for _, field in values):
+        held = {layer: value for (layer, other), value in values.items() if other == field}
+        everywhere[field] = max(held.values())
+        for layer, value in held.items():
+            if value != everywhere[field] and layer is not None:
+                layers[layer][field] = value
+    return everywhere, dict(layers)
+
+
+def _layer(name: str) -> int | None:
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None

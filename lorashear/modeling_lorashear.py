@@ -1,0 +1,88 @@
+"""Language models of transformers at widths that no config says. This file stands alone: transformers is all it needs.
+
+``LorashearGemma2ForCausalLM`` is ``Gemma2ForCausalLM``, and so for every class of transformers. It is built as the model
+that it was pruned from (``pruned_from`` in config.json has the fields that were other ones there), then each module gets
+the shapes and the numbers that ``module_overrides`` lists for it. The other fields of config.json say what is left;
+``per_layer_config``, a convention of transformers, says where layers differ.
+"""
+
+import copy
+
+import torch
+import transformers
+
+PREFIX = "Lorashear"
+OWN_FIELDS = ("pruned_from", "module_overrides", "per_layer_config", "auto_map", "architectures", "model_type")
+
+
+def __getattr__(name):
+    """The class of that name, made when it is first asked for."""
+    base = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if not isinstance(base, type):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    make = _config_class if issubclass(base, transformers.PreTrainedConfig) else _model_class
+    made = globals()[name] = make(name, base)
+    return made
+
+
+def _config_class(name, base):
+    def unpruned(self):
+        """The config of the model that this one was pruned from."""
+        values = {field: value for field, value in self.to_dict().items() if field not in OWN_FIELDS}
+        made = base.from_dict({**values, **self.pruned_from})
+        made.name_or_path = self.name_or_path
+        made._attn_implementation = self._attn_implementation
+        made._experts_implementation = self._experts_implementation
+        return made
+
+    body = {
+        "__doc__": f"As {base.__name__}; its checks are for the model that was pruned.",
+        "_auto_class": "AutoConfig",
+        "model_type": f"lorashear_{base.model_type}",
+        "pruned_from": {},
+        "module_overrides": {},
+        "unpruned": unpruned,
+        "validate": lambda self: None,
+    }
+    return type(name, (base,), {"__module__": __name__, **body})
+
+
+def _model_class(name, base):
+    def __init__(self, config, *args, **kwargs):
+        base.__init__(self, config.unpruned(), *args, **kwargs)
+        config._attn_implementation = self.config._attn_implementation
+        config._experts_implementation = self.config._experts_implementation
+        self.config = config
+        # The base model alone has its modules at the top.
+        prefix = "" if self.base_model_prefix in self._modules else f"{self.base_model_prefix}."
+        _override(self, {p.removeprefix(prefix): v for p, v in config.module_overrides.items() if p.startswith(prefix)})
+
+    body = {
+        "__doc__": f"As {base.__name__}, with the shapes and numbers that its config lists.",
+        "__init__": __init__,
+        "_auto_class": {"LM": "AutoModelForCausalLM", "el": "AutoModel"}.get(name[-2:]),
+        "config_class": __getattr__(PREFIX + base.config_class.__name__),
+    }
+    return type(name, (base,), {"__module__": __name__, **body})
+
+
+def _override(model, overrides):
+    """Sets, in each module, tensors to their first entries along every dim that has a number, and plain numbers."""
+    cut = {}  # by identity: what was tied stays tied
+    for path, values in overrides.items():
+        module = model.get_submodule(path)
+        for name, value in values.items():
+            owner, held = module, getattr(module, name, None)
+            if name.startswith("config."):  # its own copy: other modules may keep other numbers
+                module.config = owner = copy.copy(module.config)
+                name = name.removeprefix("config.")
+            if isinstance(held, torch.Tensor):
+                if id(held) not in cut:
+                    cut[id(held)] = held, _first(held, value)
+                value = cut[id(held)][1]
+            setattr(owner, name, tuple(value) if isinstance(held, tuple) else value)
+
+
+def _first(tensor, sizes):
+    made = tensor.detach()[tuple(slice(size) for size in sizes)].clone()
+    return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
