@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from lorashear.errors import LorashearError
+from lorashear_ir.groups import TensorCut
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,6 +31,9 @@ NUMPY_DTYPES: Mapping[str, np.dtype] = {
     }.items()
 }  # fmt: skip
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
+
+LEFT_OVER = r"rotary_emb\.inv_freq$"
+"""Names of tensors that old checkpoints hold and no class reads."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -78,6 +83,53 @@ class TensorInfo:
     @property
     def bytes(self) -> int:
         return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one dim of a parameter is in a stored tensor: along a dim of that, or nowhere, at a single index."""
+
+    dim: int | None
+    indices: Sequence[int]  # ascending
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stored tensor as a part of a parameter, with a place for each dim of the parameter."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    places: tuple[Place, ...]
+
+    def cut(self, cut: TensorCut) -> TensorCut | None:
+        """What a cut of the parameter keeps of this tensor; None: nothing."""
+        keep: dict[int, tuple[int, ...]] = {}
+        for dim, kept in cut.keep.items():
+            place = self.places[dim]
+            left = _among(place.indices, kept)
+            if place.dim is not None:
+                keep[place.dim] = left
+            elif not left:
+                return None
+        return TensorCut(keep, cut.scale, cut.offset)
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """The dims of the parameter that this tensor has a single index of: the number of an expert."""
+        return tuple(dim for dim, place in enumerate(self.places) if place.dim is None)
+
+    def holds(self, entry: Sequence[int]) -> bool:
+        """Whether an entry of the parameter is in this tensor."""
+        return all(index in place.indices for index, place in zip(entry, self.places, strict=True))
+
+
+def _among(indices: Sequence[int], kept: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions in ascending ``indices`` of those that are kept."""
+    if isinstance(indices, range):
+        first, last = bisect_left(kept, indices.start), bisect_left(kept, indices.stop)
+        return tuple(index - indices.start for index in kept[first:last]) if indices.start else kept[first:last]
+    chosen = set(kept)
+    return tuple(at for at, index in enumerate(indices) if index in chosen)
 
 
 @dataclass(frozen=True)
@@ -135,11 +187,13 @@ class Checkpoint:
                     f"(of {values.size}); a model with such weights cannot be pruned: fetch or train it again"
                 )
 
-    def check_shapes(self, expected: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str]) -> None:
-        """Holds the tensors on disk against the parameters of the model class that the config names.
+    def check_shapes(
+        self, expected: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], left_over: str = LEFT_OVER
+    ) -> None:
+        """Holds the tensors on disk against what the model class that the config names stores.
 
-        `expected` gives the wanted shape of each parameter. `aliases` maps a tied name to the name under which it may
-        be stored instead; either one on disk suffices. Left-over `rotary_emb.inv_freq` of old checkpoints may stay.
+        `expected` gives the wanted shape of each tensor. `aliases` maps a tied name to the name under which it may
+        be stored instead; either one on disk suffices. What the pattern `left_over` finds in may lie there unread.
         Raises LorashearError for the first missing, misshapen or unexpected tensor.
         """
         tied: dict[str, list[str]] = {}
@@ -162,7 +216,7 @@ class Checkpoint:
                     )
         known = {name for names in tied.values() for name in names}
         for name, info in self.tensors.items():
-            if name not in known and not name.endswith("rotary_emb.inv_freq"):
+            if name not in known and not re.search(left_over, name):
                 raise LorashearError(
                     f"'{self.folder}' holds an unexpected tensor '{name}' of shape {list(info.shape)}, which the model "
                     "that its config names does not have; config.json belongs to another model"

@@ -20,10 +20,12 @@ from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.folder import wanted_slice, write_folder, write_json
 from lorashear.output import check_target, output_folder
-from lorashear.planning import lower, stored_names
+from lorashear.planning import lower
 from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
 from lorashear.stages import Progress, Say, Stages
+from lorashear.storage import Storage
+from lorashear.stored import take
 from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.compose import compose
@@ -134,9 +136,8 @@ def _compile(
     with stage("read"):
         config = models.read_config(source.folder, trust_remote_code=trust_remote_code)
         twin = models.build_twin(config, trust_remote_code=trust_remote_code)
-        shapes = {n: tuple(p.shape) for n, p in twin.named_parameters()}
-        shapes |= {n: tuple(b.shape) for n, b in twin.named_buffers() if n in twin.state_dict()}
-        source.check_shapes(shapes, _tied(twin))
+        storage = Storage.of(source, twin)
+        storage.check(source, twin)
         source.check_finite()
         windows = read_windows(source.folder, config, texts, settings) if texts else None
     with stage("capture"):
@@ -160,8 +161,8 @@ def _compile(
             "criterion": _criterion(settings, windows),
             "text": windows is not None,
         }
-        plan = lower(source, config, groups, outcome.removed, recorded)
-        replace = _replacements(source, groups, plan, outcome)
+        plan = lower(source, twin, groups, outcome.removed, recorded)
+        replace = _replacements(source, storage, groups, plan, outcome)
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = Plan(**{**vars(plan), "changed": changed})
         stage.made("plan", plan.to_json)
@@ -171,16 +172,9 @@ def _compile(
             write_folder(plan, wanted, folder, progress=partial(stage.progress, "slice"))
         with stage("evaluate"):
             after = _judged(_working_copy(folder, settings, trust_remote_code), windows) if before else None
-        content = _report(source, name, folder, settings, groups, outcome, plan, stage, before, after, windows)
+        content = _report(source, storage, name, folder, settings, groups, outcome, plan, stage, before, after, windows)
         _finish(folder, plan, content)
     return CompileResult(target, plan, content)
-
-
-def _tied(twin: torch.nn.Module) -> dict[str, str]:
-    """For each further name of a parameter, its first name."""
-    first: dict[int, str] = {}
-    names = {n: first.setdefault(id(p), n) for n, p in twin.named_parameters(remove_duplicate=False)}
-    return {name: original for name, original in names.items() if name != original}
 
 
 def _judged(model: torch.nn.Module, windows: Windows | None) -> evaluate.Perplexity | None:
@@ -242,23 +236,28 @@ def _outcome(
         raise LorashearError(str(error)) from error
 
 
-def _replacements(source: checkpoint.Checkpoint, groups: Groups, plan: Plan, outcome: Outcome) -> dict[str, np.ndarray]:
+def _replacements(
+    source: checkpoint.Checkpoint, storage: Storage, groups: Groups, plan: Plan, outcome: Outcome
+) -> dict[str, np.ndarray]:
     """The refitted weights as they will be stored, by their names on disk."""
     result: dict[str, np.ndarray] = {}
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-    for stored, name in stored_names(source, groups).items():
-        if name in outcome.weights:
-            weight = outcome.weights[name].detach().cpu()
-            small = cut_tensor(weight, plan.tensors[stored]) if stored in plan.tensors else weight
-            small = small.to(dtypes[source.tensors[stored].dtype]).contiguous()
-            result[stored] = (
-                small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
-            )
+    for name, part in storage.parts.items():
+        parameter = groups.tied.get(part.parameter, part.parameter)
+        if parameter not in outcome.weights or name not in source.tensors or plan.names.get(name, name) is None:
+            continue
+        weight = take(part, outcome.weights[parameter].detach().cpu())
+        small = cut_tensor(weight, plan.tensors[name]) if name in plan.tensors else weight
+        small = small.to(dtypes[source.tensors[name].dtype]).contiguous()
+        result[name] = (
+            small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
+        )
     return result
 
 
 def _report(
     source: checkpoint.Checkpoint,
+    storage: Storage,
     name: str,
     folder: Path,
     settings: Settings,
@@ -271,7 +270,7 @@ def _report(
     windows: Windows | None,
 ) -> dict[str, Any]:
     small = checkpoint.Checkpoint.open(folder)
-    counts = [_count(found, groups) for found in (source, small)]
+    counts = [_count(source, storage, groups, {}), _count(small, storage, groups, plan.names)]
     perplexity = None
     if before is not None and after is not None and windows is not None:
         what = f"{before.tokens:,} tokens of the given text that were not calibrated on, context {windows.context}"
@@ -295,10 +294,17 @@ def _report(
     }
 
 
-def _count(found: checkpoint.Checkpoint, groups: Groups) -> int:
-    """Parameters as they lie on disk, tied ones once."""
-    first = {groups.tied.get(name, name): info for name, info in found.tensors.items()}
-    return sum(int(np.prod(info.shape, dtype=np.int64)) for name, info in first.items() if name in groups.tensors)
+def _count(
+    found: checkpoint.Checkpoint, storage: Storage, groups: Groups, names: Mapping[str, str | None]
+) -> int:
+    """Parameters as they lie on disk, tied ones once; ``names`` has those of a result that are other ones."""
+    sizes: dict[tuple[Any, ...], int] = {}
+    for name, part in storage.parts.items():
+        parameter, lies = groups.tied.get(part.parameter, part.parameter), names.get(name, name)
+        if parameter in groups.tensors and lies in found.tensors:
+            first = tuple(place.indices[0] for place in part.places)
+            sizes[parameter, first] = int(np.prod(found.tensors[lies].shape, dtype=np.int64))
+    return sum(sizes.values())
 
 
 def _finish(folder: Path, plan: Plan, content: dict[str, Any]) -> None:

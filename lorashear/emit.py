@@ -135,9 +135,16 @@ class _Unstored(TorchFunctionMode):
 
 
 def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph) -> str:
-    """Which tensor that is not stored has other values in the model of another config; Gemma scales by ``√hidden``."""
-    with _Unstored():
+    """Which tensor that is not stored has other values in the model of another config; Gemma scales by ``√hidden``.
+
+    Loading makes these tensors a second time, which is done here too: not all classes do it from the same attributes.
+    """
+    with _Unstored(), torch.no_grad():
         old, new = (build(config, "cpu") for config in (before, after))
+        for model in (old, new):
+            for module in model.modules():
+                if module._non_persistent_buffers_set:
+                    model._init_weights(module)  # pyright: ignore[reportCallIssue]
     for source in graph.sources:
         if source.role not in ("buffer", "constant"):
             continue

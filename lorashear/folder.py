@@ -47,7 +47,7 @@ def wanted_slice(
         raise LorashearError(
             f"the plan was made for another checkpoint than '{source.folder}': config, tensor names, dtypes or shapes differ"
         )
-    return Slice.of(source, plan.tensors, replace, shard_bytes)
+    return Slice.of(source, plan.tensors, replace, shard_bytes, plan.names)
 
 
 def write_folder(

@@ -76,7 +76,9 @@ def _numbers(owner: Any, other: Any) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(owner).items()
-        if not name.startswith("_") and isinstance(value, int | float | list | tuple) and value != before.get(name)
+        if not (name.startswith("_") or isinstance(value, bool))
+        and isinstance(value, int | float | list | tuple)
+        and value != before.get(name)
     }
 
 

@@ -10,6 +10,7 @@ import copy
 
 import torch
 import transformers
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 PREFIX = "Lorashear"
 OWN_FIELDS = ("pruned_from", "module_overrides", "per_layer_config", "auto_map", "architectures", "model_type")
@@ -63,6 +64,11 @@ def _model_class(name, base):
         "_auto_class": {"LM": "AutoModelForCausalLM", "el": "AutoModel"}.get(name[-2:]),
         "config_class": __getattr__(PREFIX + base.config_class.__name__),
     }
+    # What transformers renames or fuses when it loads the base class, which it finds by name.
+    for known in (base.__name__, base.config_class.model_type):
+        if (conversions := get_checkpoint_conversion_mapping(known)) is not None:
+            register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
+            break
     return type(name, (base,), {"__module__": __name__, **body})
 
 

@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
 
 from lorashear import checkpoint, emit, models, registering
 from lorashear.errors import LorashearError
 from lorashear.folder import MODELING_FILE
 from lorashear.plans import Plan
+from lorashear.storage import Storage
 from lorashear_ir.groups import Groups, SelectionError
 
 
@@ -20,39 +21,43 @@ def plan_for(model: str | Path, removed: Mapping[str, Collection[int]]) -> Plan:
     """See `lorashear.plan`."""
     folder = checkpoint.resolve(model)
     source = checkpoint.Checkpoint.open(folder)
-    config = models.read_config(folder)
-    return lower(source, config, models.groups(models.build_twin(config)), removed, {})
+    twin = models.build_twin(models.read_config(folder))
+    return lower(source, twin, models.groups(twin), removed, {})
 
 
 def lower(
     source: checkpoint.Checkpoint,
-    config: PreTrainedConfig,
+    twin: PreTrainedModel,
     groups: Groups,
     removed: Mapping[str, Collection[int]],
     settings: Mapping[str, Any],
 ) -> Plan:
-    """A plan for the stored tensors; a tied one may be stored under any of its names."""
+    """A plan for the stored tensors of a model like ``twin``; a tied one may be stored under any of its names.
+
+    Raises:
+        LorashearError: a choice that no model can be made of, or stored tensors that are not the class's.
+    """
     try:
         cuts = groups.cuts(removed)
     except SelectionError as error:
         raise LorashearError(str(error)) from error
-    made = emit.emission(config, groups, removed)
-    stored = {name: cuts[first] for name, first in stored_names(source, groups).items() if first in cuts}
+    storage = Storage.of(source, twin)
+    storage.check(source, twin)
+    made = emit.emission(twin.config, groups, removed)
+    stored = {name: cut for name, cut in storage.cuts(cuts, groups.tied).items() if name in source.tensors}
+    renamed = storage.renamed(models.build_twin(made.config), cuts, groups.tied)
     return Plan(
         source=source.digest(),
         removed={name: tuple(sorted(indices)) for name, indices in removed.items() if indices},
-        tensors=stored,
+        tensors={name: cut for name, cut in stored.items() if cut is not None},
+        names={
+            **{name: new for name, new in renamed.items() if name in source.tensors},
+            **{name: None for name, cut in stored.items() if cut is None},
+        },
         config=config_json(made, source.config),
         route=made.route,
         settings=settings,
     )
-
-
-def stored_names(source: checkpoint.Checkpoint, groups: Groups) -> dict[str, str]:
-    """For each tensor on disk the first name of its parameter."""
-    return {
-        name: groups.tied.get(name, name) for name in source.tensors if groups.tied.get(name, name) in groups.tensors
-    }
 
 
 def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Plan:
     config: Mapping[str, Any]  # config.json of the result
     route: str  # "own", "mistral" or "generated"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str | None] = field(default_factory=dict)  # new names of tensors; None where one goes as a whole
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 
     def to_json(self) -> str:
@@ -48,6 +49,7 @@ class Plan:
             "settings": dict(self.settings),
             "removed": removed,
             "tensors": tensors,
+            "names": dict(self.names),
             "changed": dict(self.changed),
             "config": dict(self.config),
         }
@@ -76,6 +78,7 @@ class Plan:
                 config=content["config"],
                 route=content["route"],
                 settings=content["settings"],
+                names=content["names"],
                 changed=content["changed"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@ Nothing here imports torch. The gather moves bytes and knows no dtypes; only a s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,10 +47,12 @@ def sliced(array: np.ndarray, cut: TensorCut, dtype: str) -> np.ndarray:
 class Slice:
     """What is to be written: a checked cut of every tensor of a checkpoint, and the files that it goes to.
 
-    Tensors in ``replace`` are taken from there instead: already of final shape and stored dtype (BF16 as uint16 bits).
+    ``origins`` has the tensor that each of the result comes from, by name. Those in ``replace``, by the name in the
+    source, are taken from there instead: already of final shape and stored dtype (BF16 as uint16 bits).
     """
 
     source: Checkpoint
+    origins: Mapping[str, str]
     cuts: Mapping[str, TensorCut]
     replace: Mapping[str, np.ndarray]
     layout: Layout
@@ -61,11 +64,20 @@ class Slice:
         cuts: Mapping[str, TensorCut],
         replace: Mapping[str, np.ndarray] | None = None,
         shard_bytes: int = SHARD_BYTES,
+        names: Mapping[str, str | None] | None = None,
     ) -> Self:
-        """Raises LorashearError for names, shapes or dtypes that do not fit. Nothing is read but headers."""
-        replace = replace or {}
-        if unknown := [name for name in (*cuts, *replace) if name not in source.tensors]:
+        """``names`` has the new names of tensors that change theirs, None for those that are left out.
+
+        Raises LorashearError for names, shapes or dtypes that do not fit. Nothing is read but headers.
+        """
+        replace, names = replace or {}, names or {}
+        if unknown := [name for name in (*cuts, *replace, *names) if name not in source.tensors]:
             raise LorashearError(f"'{source.folder}' holds no tensor '{unknown[0]}'; the plan belongs to another model")
+        kept = {name: new for name in source.tensors if (new := names.get(name, name)) is not None}
+        origins = {new: name for name, new in kept.items()}
+        if len(origins) < len(kept):
+            twice, _ = Counter(kept.values()).most_common(1)[0]
+            raise LorashearError(f"two tensors would be called '{twice}'; the plan belongs to another model")
         shapes = {name: _final_shape(name, info.shape, cuts.get(name, _WHOLE)) for name, info in source.tensors.items()}
         for name, array in replace.items():
             dtype = NUMPY_DTYPES[source.tensors[name].dtype]
@@ -74,11 +86,12 @@ class Slice:
                     f"the replacement of tensor '{name}' is {array.dtype} of shape {list(array.shape)}, "
                     f"but {dtype} of shape {list(shapes[name])} is wanted"
                 )
-        placed = layout({name: (info.dtype, shapes[name]) for name, info in source.tensors.items()}, shard_bytes)
-        return cls(source, cuts, replace, placed)
+        placed = layout({new: (source.tensors[name].dtype, shapes[name]) for new, name in origins.items()}, shard_bytes)
+        return cls(source, origins, cuts, replace, placed)
 
     def blocks(self, name: str, buffers: _Buffers) -> Iterator[np.ndarray]:
-        """The cut tensor as a run of small arrays, each valid until the next is asked for."""
+        """A tensor of the result as a run of small arrays, each valid until the next is asked for."""
+        name = self.origins[name]
         if name in self.replace:
             yield self.replace[name]
             return

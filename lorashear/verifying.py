@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM
 
 from lorashear import models
 from lorashear.checkpoint import Checkpoint, resolve
@@ -31,10 +31,10 @@ def verify(model: str | Path, small: str | Path) -> list[str]:
     plan = Plan.load(result.folder / "lorashear" / "plan.json")
     if plan.source != source.digest():
         raise LorashearError(f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ")
-    config = models.read_config(source.folder)
-    groups = models.groups(models.build_twin(config))
-    _plan(plan, lower(source, config, groups, plan.removed, {}), result)
-    return [*_tensors(source, result, plan), _theorem(source, config, groups, plan)]
+    twin = models.build_twin(models.read_config(source.folder))
+    groups = models.groups(twin)
+    _plan(plan, lower(source, twin, groups, plan.removed, {}), result)
+    return [*_tensors(source, result, plan), _theorem(source, groups, plan)]
 
 
 def _plan(plan: Plan, wanted: Plan, result: Checkpoint) -> None:
@@ -42,6 +42,9 @@ def _plan(plan: Plan, wanted: Plan, result: Checkpoint) -> None:
     for name in sorted({*plan.tensors, *wanted.tensors}):
         if plan.tensors.get(name) != wanted.tensors.get(name):
             raise LorashearError(f"what the plan keeps of {name} does not follow from the structures that it removes")
+    for name in sorted({*plan.names, *wanted.names}):
+        if plan.names.get(name, name) != wanted.names.get(name, name):
+            raise LorashearError(f"what the plan calls {name} does not follow from the structures that it removes")
     for field in sorted({*plan.config, *wanted.config, *result.config}):
         found = [config.get(field) for config in (wanted.config, plan.config, result.config)]
         if found[0] != found[1] or found[0] != found[2]:
@@ -51,12 +54,13 @@ def _plan(plan: Plan, wanted: Plan, result: Checkpoint) -> None:
 
 
 def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
-    if set(source.tensors) != set(result.tensors):
-        odd = sorted(set(source.tensors) ^ set(result.tensors))[0]
+    names = {name: new for name in source.tensors if (new := plan.names.get(name, name)) is not None}
+    if set(names.values()) != set(result.tensors):
+        odd = sorted(set(names.values()) ^ set(result.tensors))[0]
         raise LorashearError(f"tensor {odd} is in only one of '{source.folder}' and '{result.folder}'")
     untouched = cut = 0
-    for name, info in source.tensors.items():
-        found = result.read(name)
+    for name, new in names.items():
+        info, found = source.tensors[name], result.read(new)
         want = sliced(source.read(name), plan.tensors.get(name, TensorCut({})), info.dtype)
         if found.shape != want.shape or found.dtype != want.dtype:
             raise LorashearError(f"{name} has shape {list(found.shape)}; the plan says {list(want.shape)}")
@@ -74,12 +78,12 @@ def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
     ]
 
 
-def _theorem(source: Checkpoint, config: PreTrainedConfig, groups: Groups, plan: Plan) -> str:
+def _theorem(source: Checkpoint, groups: Groups, plan: Plan) -> str:
     """Zeroed equals removed, on the real weights in float32 and random tokens."""
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     small = pruned(model, model.config, groups, plan.removed)
     masked(model, groups, plan.removed)
-    vocabulary = int(config.get_text_config().vocab_size)
+    vocabulary = int(model.config.get_text_config().vocab_size)
     tokens = torch.randint(0, vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         want, got = model(input_ids=tokens).logits, small(input_ids=tokens).logits

@@ -1,0 +1,126 @@
+"""Which entries of which parameter each tensor on disk holds; transformers fuses experts and renames weights as it loads.
+
+Transformers can turn the parameters of a model back into what is stored. It is handed, instead of weights, tensors that
+number the entries along one dim; what comes out says where everything went, whatever the operations between.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from lorashear.checkpoint import Part, Place
+from lorashear.errors import LorashearError
+
+
+def parts(model: PreTrainedModel) -> dict[str, Part]:
+    """For each tensor that a checkpoint of this class stores, by its name there, the part of a parameter that it is.
+
+    Raises:
+        LorashearError: a stored tensor is made of several parameters.
+    """
+    held = model.state_dict()
+    begins: dict[str, int] = {}
+    end = 0
+    for name, tensor in held.items():
+        begins[name] = end
+        end += max(1, *tensor.shape) if tensor.dim() else 1
+    numbered = [
+        _stored(model, {name: _numbers(tensor, dim, begins[name]) for name, tensor in held.items()})
+        for dim in range(max((tensor.dim() for tensor in held.values()), default=0) or 1)
+    ]
+    names, firsts = list(begins), list(begins.values())
+    found: dict[str, Part] = {}
+    for stored, first in numbered[0].items():
+        parameter = names[bisect.bisect_right(firsts, int(first.flatten()[0])) - 1] if first.numel() else stored
+        shape = tuple(held[parameter].shape)
+        dims = [each[stored] - begins[parameter] for each in numbered[: len(shape)]]
+        places = tuple(_places(dims, shape))
+        if not _made_of(dims, places, shape):
+            raise LorashearError(
+                f"{type(model).__name__} stores tensor '{stored}' as a mixture of its parameters, so that it cannot be cut"
+            )
+        found[stored] = Part(parameter, tuple(first.shape), places)
+    return found
+
+
+class _Views(TorchFunctionMode):
+    """Numbers stay expanded from one dim, whatever the size of the tensor that they stand for."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
+
+
+def _stored(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    with _Views():
+        return revert_weight_conversion(model, tensors)
+
+
+def _numbers(tensor: torch.Tensor, dim: int, begin: int) -> torch.Tensor:
+    """The index along a dim of every entry, from ``begin`` on; a view of one row."""
+    if dim >= tensor.dim():
+        return torch.full((), begin, device="cpu").expand(tensor.shape)
+    row = torch.arange(begin, begin + tensor.shape[dim], device="cpu")
+    return row.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]).expand(tensor.shape)
+
+
+def _places(numbered: list[torch.Tensor], shape: tuple[int, ...]) -> Iterator[Place]:
+    """Where each dim of the parameter went: the dim of the stored tensor along which its numbers change."""
+    free = [dim for dim in range(numbered[0].dim())] if numbered else []
+    along: dict[int, int] = {}
+    for number, each in enumerate(numbered):
+        moving = [dim for dim in free if each.shape[dim] > 1 and _moves(each, dim)]
+        if moving:
+            along[number] = moving[0]
+            free.remove(moving[0])
+    for number, each in enumerate(numbered):
+        # A dim of one entry shows nothing: those that are left stand in order.
+        if number not in along and shape[number] == 1 and (single := [dim for dim in free if each.shape[dim] == 1]):
+            along[number] = single[0]
+            free.remove(single[0])
+        dim = along.get(number)
+        index = int(each[(0,) * each.dim()])
+        yield Place(dim, _line(each, dim) if dim is not None else range(index, index + 1))
+
+
+def _moves(numbers: torch.Tensor, dim: int) -> bool:
+    first, second = (numbers.select(dim, at)[(0,) * (numbers.dim() - 1)] for at in (0, 1))
+    return bool(first != second)
+
+
+def _line(numbers: torch.Tensor, dim: int) -> Sequence[int]:
+    at: list[Any] = [0] * numbers.dim()
+    at[dim] = slice(None)
+    line = numbers[tuple(at)].tolist()
+    run = range(line[0], line[0] + len(line)) if line else range(0)
+    return run if all(a == b for a, b in zip(line, run, strict=True)) else line
+
+
+def _made_of(numbered: list[torch.Tensor], places: tuple[Place, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the numbers are those of one parameter and change along no other dim."""
+    for each, place, size in zip(numbered, places, shape, strict=True):
+        line = torch.tensor(place.indices, dtype=torch.long)
+        if each.numel() and not 0 <= int(line.min()) <= int(line.max()) < size:
+            return False
+        expected = line.reshape([-1 if d == place.dim else 1 for d in range(each.dim())])
+        rows = [slice(None) if stride or d == place.dim else slice(1) for d, stride in enumerate(each.stride())]
+        if not bool((each[tuple(rows)] == expected).all()):
+            return False
+    return True
+
+
+def take(part: Part, parameter: torch.Tensor) -> torch.Tensor:
+    """The stored tensor, from the parameter that it is part of."""
+    for dim, place in enumerate(part.places):
+        if len(place.indices) < parameter.shape[dim]:
+            parameter = parameter.index_select(dim, torch.tensor(place.indices, device=parameter.device))
+    order = sorted(range(len(part.places)), key=lambda dim: -1 if (d := part.places[dim].dim) is None else d)
+    return parameter.permute(order).reshape(part.shape)
