@@ -142,9 +142,12 @@ def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph)
     with _Unstored(), torch.no_grad():
         old, new = (build(config, "cpu") for config in (before, after))
         for model in (old, new):
-            for module in model.modules():
-                if module._non_persistent_buffers_set:
-                    model._init_weights(module)  # pyright: ignore[reportCallIssue]
+            for path, module in model.named_modules():
+                try:
+                    if module._non_persistent_buffers_set:
+                        model._init_weights(module)  # pyright: ignore[reportCallIssue]
+                except (RuntimeError, ValueError, TypeError) as error:
+                    return f"when it is loaded, {path} fails: {error}"
     for source in graph.sources:
         if source.role not in ("buffer", "constant"):
             continue

@@ -3,7 +3,8 @@
 Which attribute of which module drives which size is not known; it is found by trying, from the traced program:
 
 1. The graph says which numbers change in the operators of each module, and from what to what.
-2. Every whole-number attribute of that module (or of its config) with such an old value takes the new one.
+2. Every whole-number attribute of that module (or of its config) with such an old value takes the new one, but those
+   that do not follow the width where the class reads it from its config (`following.py`).
 3. The result is traced again. It must be, operator for operator and number for number, the program that `resize` writes
    out. Where an attribute drives several sizes the choices are tried in turn; where none fits, the class cannot do it.
 """
@@ -23,6 +24,7 @@ from transformers import PreTrainedConfig
 from lorashear import adapters
 from lorashear.errors import LorashearError
 from lorashear.fields import Removed, is_uniform
+from lorashear.following import still
 from lorashear_ir.graph import Argument, Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -102,8 +104,10 @@ def _searched(
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
     alike = is_uniform(groups, removed)
+    config = getattr(model, "config", None)
+    fixed = still(config, groups, removed) if isinstance(config, PreTrainedConfig) else frozenset()
     for with_config, start in itertools.product((False, True), (0, -1)):
-        sure, choices = _settings(model, graph, wanted, with_config, alike)
+        sure, choices = _settings(model, graph, wanted, with_config, alike, fixed)
         held = [options[start] for options in choices]
         agreed, wrong = agree([*sure, *itertools.chain(*held)])
         # Attributes are settled one by one: the right value of each lets the program agree further.
@@ -185,9 +189,17 @@ def _mend_eps(small: torch.nn.Module, groups: Groups, removed: Removed) -> None:
 
 
 def _settings(
-    model: torch.nn.Module, graph: Graph, wanted: Graph, with_config: bool, alike: bool
+    model: torch.nn.Module,
+    graph: Graph,
+    wanted: Graph,
+    with_config: bool,
+    alike: bool,
+    fixed: Collection[tuple[type, str]],
 ) -> tuple[list[Setting], list[list[list[Setting]]]]:
-    """Settings that leave no doubt, and for each of the others its choices, each a list of settings."""
+    """Settings that leave no doubt, and for each of the others its choices, each a list of settings.
+
+    With ``alike`` all layers get the same widths. Attributes in ``fixed``, by class and name, are known to stay.
+    """
     moved: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     shapes, small = ({value.name: value.shape for value in g.values()} for g in (graph, wanted))
     for before, after in zip(graph.nodes, wanted.nodes, strict=True):
@@ -214,6 +226,8 @@ def _settings(
             continue
         for name, value, of_config in _attributes(module, with_config):
             options = _options(value, numbers)
+            if (type(module.config if of_config else module), name) in fixed:
+                continue
             if len(options) == 1 and options[0] != value:
                 sure.append(Setting(path, name, of_config, options[0]))
             elif len(options) > 1:

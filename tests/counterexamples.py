@@ -178,4 +178,16 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (8,), (1,), (1,), (2,)],
         [(8, 5), (1,), (1,), (2, 8), (2, 1)],
     ),
+    "constant indices say nothing of what lies behind the last": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("linear", (0,), (1,)),
+            Step("rms", (2,), (2,), (1,)),
+            Step("write", (2, 2), (), (0, 3, 4)),
+            Step("pick", (2,), (), (0, 2, 1)),
+            Step("end", (1, 3, 4, 5), (3, 4, 5, 6)),
+        ],
+        [(5,), (2,), (8,), (8,), (8,), (2,), (2,)],
+        [(2, 5), (8, 5), (8,), (2, 2), (2, 8), (2, 8), (2, 2)],
+    ),
 }

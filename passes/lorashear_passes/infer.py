@@ -65,7 +65,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _inferred(graph: Graph) -> Graph:
-    constants = frozenset(source.value.name for source in graph.sources if source.role == "constant")
+    constants = {source.value.name: source.holds for source in graph.sources if source.role == "constant"}
     typing = Typing(Solver(), {value.name: value for value in graph.values()}, constants)
     readers: dict[str, str] = {}  # the same one in whatever order the nodes stand
     for node in graph.nodes:

@@ -55,7 +55,7 @@ class Typing:
 
     solver: Solver
     values: dict[str, Value]
-    constants: frozenset[str] = frozenset()
+    constants: Mapping[str, str] = field(default_factory=dict[str, str])  # what each holds (`Source.holds`)
     dims: dict[str, Dims] = field(default_factory=dict[str, Dims])
     points: dict[str, Dim] = field(default_factory=dict[str, Dim])
 
@@ -95,11 +95,20 @@ class Typing:
         if target is not None and target.size == dim.size:
             self.solver.unify(dim, target, lambda: where(node))
             return
-        constant = isinstance(index, Ref) and index.name in self.constants
-        how = "constant indices" if constant else "an index computed from data"
+        held = self.constants.get(index.name) if isinstance(index, Ref) else None
+        how = "constant indices" if held is not None else "an index computed from data"
+        end = _end(held or "")
+        if 0 < end < dim.size:  # what lies behind the last one can go
+            dim = self.solver.split(dim, [end, dim.size - end], lambda: where(node))[0]
         self.solver.freeze(dim, f"{where(node)} looks it up by {how}")
         if target is not None:
             self.solver.freeze(target, f"{where(node)} looks up a dim of another size by its indices")
+
+
+def _end(held: str) -> int:
+    """One more than the largest of the indices that a constant holds; 0 where they are not known, or count from the end."""
+    parts = held.split(", ")
+    return max(map(int, parts)) + 1 if all(part.isdecimal() for part in parts) else 0
 
 
 @dataclass

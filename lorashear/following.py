@@ -1,0 +1,61 @@
+"""Which numbers in the modules of a class follow a width: seen by building it at another one.
+
+A number may equal a width by chance, as Mistral's window of 4096 beside 4096 hidden channels, and be read only on another
+way through the module than the traced one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from lorashear.fields import Removed, build, driven, one_layer
+from lorashear_ir.groups import Groups
+
+Numbers = dict[tuple[type, str], list[Any]]
+
+
+def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozenset[tuple[type, str]]:
+    """Attributes, by the class of their owner, that follow none of the widths that change.
+
+    Empty, which says nothing, where the class does not read each of these widths from its config.
+    """
+    families: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for name, indices in removed.items():
+        if len(indices):
+            families[groups[name].kind, groups[name].size].append(name)
+    followers: set[tuple[type, str]] = set()
+    known: set[tuple[type, str]] = set()
+    for names in families.values():
+        changes = driven(config, groups, names)
+        if not changes:
+            return frozenset()
+        base = one_layer(config, groups, {name: removed[name] for name in names}) or config
+        changed = copy.copy(base)
+        vars(changed).update(changes)
+        before, after = (_numbers(build(each, "meta")) for each in (base, changed))
+        known |= set(before)
+        followers |= {at for at, values in before.items() if after.get(at) != values}
+    return frozenset(known - followers)
+
+
+def _numbers(model: torch.nn.Module) -> Numbers:
+    """The whole numbers in all modules and in the configs that they hold."""
+    found: Numbers = defaultdict(list)
+    for owner in _owners(model):
+        for name, value in vars(owner).items():
+            if isinstance(value, int | list | tuple) and not isinstance(value, bool):
+                found[type(owner), name].append(value)
+    return found
+
+
+def _owners(model: torch.nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        yield module
+        if isinstance(getattr(module, "config", None), PreTrainedConfig):
+            yield module.config
