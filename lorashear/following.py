@@ -23,14 +23,15 @@ Numbers = dict[tuple[type, str], list[Any]]
 def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozenset[tuple[type, str]]:
     """Attributes, by the class of their owner, that follow none of the widths that change.
 
-    Empty, which says nothing, where the class does not read each of these widths from its config.
+    Empty, which says nothing, where the class does not read each of these widths from its config. What is not in the one
+    layer that shows a width is not among them.
     """
     families: dict[tuple[str, int], list[str]] = defaultdict(list)
     for name, indices in removed.items():
         if len(indices):
             families[groups[name].kind, groups[name].size].append(name)
     followers: set[tuple[type, str]] = set()
-    known: set[tuple[type, str]] = set()
+    seen: list[set[tuple[type, str]]] = []
     for names in families.values():
         changes = driven(config, groups, names)
         if not changes:
@@ -39,9 +40,9 @@ def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozens
         changed = copy.copy(base)
         vars(changed).update(changes)
         before, after = (_numbers(build(each, "meta")) for each in (base, changed))
-        known |= set(before)
+        seen.append(set(before))
         followers |= {at for at, values in before.items() if after.get(at) != values}
-    return frozenset(known - followers)
+    return frozenset(set.intersection(*seen) - followers) if seen else frozenset()
 
 
 def _numbers(model: torch.nn.Module) -> Numbers:

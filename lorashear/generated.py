@@ -64,8 +64,9 @@ def overrides(dense: torch.nn.Module, small: torch.nn.Module) -> Overrides:
             if tensor is not None and tensor.shape != before.shape:
                 changes[name] = [a if a != b else None for a, b in zip(tensor.shape, before.shape, strict=True)]
         changes |= _numbers(module, other)
-        if isinstance(getattr(module, "config", None), PreTrainedConfig):
-            changes |= {f"config.{name}": value for name, value in _numbers(module.config, other.config).items()}
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and config is unpruned(config):
+            changes |= {f"config.{name}": value for name, value in _numbers(config, other.config).items()}
         if changes:
             found[path] = changes
     return found
@@ -96,7 +97,9 @@ def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Rem
         if group.prunable:
             families[group.kind, group.size].append(name)
     for names in families.values():
-        left = {name: Fraction(widths.get(name, groups[name].axis.size), dense[name].axis.size) for name in names}
+        # A group that was pruned to a single structure before is none any more.
+        now = {name: widths.get(name, groups[name].axis.size if name in groups else 1) for name in names}
+        left = {name: Fraction(now[name], dense[name].axis.size) for name in names}
         if all(share == 1 for share in left.values()):
             continue
         for field in driven(whole, dense, names):

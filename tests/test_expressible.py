@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import lorashear
 from lorashear import emit
 from lorashear.fields import search
-from lorashear.models import analysed, expressible
+from lorashear.models import analysed
 from lorashear_ir.groups import Groups
 from tools.families import tiny
 
@@ -31,20 +31,21 @@ def test_a_scale_that_is_recomputed_from_the_width() -> None:
     model, groups = family("gemma")
     removed = of_kind(groups, "hidden")
     assert emit.expresses(model.config, groups, removed)
-    made, reason = emit.solve(model.config, groups, removed)
+    made, reason = emit.by_fields(model.config, groups, removed)
     assert made is None and "model.embed_tokens.embed_scale, which is not stored, has other values" in reason
 
-    on_disk = expressible(groups, model.config)
-    assert all(not on_disk[name].prunable and "embed_scale" in on_disk[name].reason for name in removed)
-    in_memory = lorashear.groups(model)
-    assert all(in_memory[name].prunable for name in removed)
+    able = lorashear.groups(model)
+    assert all(able[name].prunable for name in removed)
+    made, _ = emit.solve(model.config, groups, removed)
+    assert made is not None and made.route == "generated"
+    assert (made.config.hidden_size, made.config.pruned_from["hidden_size"]) == (31, 32)
 
 
 @pytest.mark.parametrize("kind", ["ffn", "head"])
 def test_widths_that_change_nothing_else_stay(kind: str) -> None:
     model, groups = family("gemma")
-    on_disk = expressible(groups, model.config)
-    assert all(on_disk[name].prunable for name in of_kind(groups, kind))
+    made, _ = emit.solve(model.config, groups, of_kind(groups, kind))
+    assert made is not None and made.route == "own"
 
 
 def test_a_scale_in_the_program() -> None:

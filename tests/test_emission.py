@@ -1,0 +1,212 @@
+"""Every dense family, and mixtures of experts, at widths of its own in every layer: saved, and loaded by transformers alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import lorashear
+from lorashear import emit
+from lorashear.models import build_twin, read_config
+from lorashear_ir.groups import Groups
+from tools.families import NAMED, TOKENS, TOLERANCE, Case, causal, falcon, rope
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # what transformers says of single families
+]
+
+APART: dict[str, dict[str, int]] = {
+    "gptj": {"rotary_dim": 2},
+    "mamba2": {"conv_kernel": 3},
+    "bamba": {"mamba_d_conv": 3},
+}
+"""Numbers that must not equal a width which the class reads from nowhere: they would be taken for it."""
+
+CASES = [
+    *(causal(name, **APART.get(name, {})) for name in NAMED),
+    *map(rope, ("dynamic", "longrope", "llama3")),
+    falcon(new_decoder_architecture=True),
+    falcon(alibi=True),
+]
+
+CHILD = """
+import json, sys, warnings
+warnings.filterwarnings("ignore")
+for name in ("lorashear", "lorashear_ir", "lorashear_passes"):
+    sys.modules[name] = None  # as if it were not installed: importing it fails
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+logging.set_verbosity_error()
+tokens = torch.tensor(json.loads(sys.argv[2]))
+for folder in json.loads(sys.argv[1]):
+    load = lambda path: AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=torch.float32).eval()
+    model, want = load(folder), load_file(folder + "/want.safetensors")["logits"]
+    with torch.inference_mode():
+        got = model(input_ids=tokens).logits
+    difference = ((got - want).abs().max() / want.abs().max()).item()
+    greedy = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    with_cache, without = (model.generate(input_ids=tokens, use_cache=use, **greedy) for use in (True, False))
+    model.save_pretrained(folder + "/again")
+    with torch.inference_mode():
+        again = load(folder + "/again")(input_ids=tokens).logits
+    print(json.dumps([difference, torch.equal(with_cache, without), torch.equal(got, again), type(model).__name__]))
+"""
+
+
+def saved(case: Case, folder: Path) -> Path:
+    """A family's model with random weights, as a folder."""
+    torch.manual_seed(0)
+    model = case.make().float().eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def chosen(groups: Groups) -> dict[str, list[int]]:
+    """Structures of every prunable group: as many of a kind within a layer, another number in each layer."""
+    rng = random.Random(1)
+    removed: dict[str, list[int]] = {}
+    for name, each in groups.items():
+        layer = re.search(r"\.(\d+)\.", name)
+        most = each.axis.size - max(each.least, 1)
+        if each.prunable and most > 0:
+            take = random.Random(str((each.kind, each.axis.size, layer and layer[1]))).randint(0, most)
+            removed[name] = [
+                b * each.axis.size + i for b in range(each.blocks) for i in rng.sample(range(each.axis.size), take)
+            ]
+    return {name: indices for name, indices in removed.items() if indices}
+
+
+def pruned(case: Case, work: Path) -> Path:
+    """The folder of a pruned family, with the logits of the model pruned in memory beside it."""
+    source = saved(case, work / "source")
+    groups = lorashear.groups(source)
+    removed = chosen(groups)
+    assert removed
+    plan = lorashear.plan(source, removed)
+    assert plan.route == "generated"
+    lorashear.apply(plan, source, work / "out")
+    dense = AutoModelForCausalLM.from_pretrained(source).eval()
+    with torch.inference_mode():
+        before, after = (model(input_ids=TOKENS).logits for model in (dense, lorashear.prune(dense, removed)))
+    assert (before - after).abs().max() > 1e-3 * before.abs().max(), "the plan changes nothing"
+    save_file({"logits": after}, work / "out" / "want.safetensors")
+    return work / "out"
+
+
+def loaded_alone(folders: list[Path], work: Path) -> list[list[object]]:
+    command = [sys.executable, "-c", CHILD, json.dumps([str(f) for f in folders]), json.dumps(TOKENS.tolist())]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_result_of_every_family_loads_with_transformers_alone(half: int, tmp_path: Path) -> None:
+    """The theorem ties the model pruned in memory to the zeroed one (`test_families.py`); this ties the folder to it."""
+    cases = CASES[half::2]
+    folders = [pruned(case, tmp_path / str(number)) for number, case in enumerate(cases)]
+    for case, (difference, cached, again, name) in zip(cases, loaded_alone(folders, tmp_path), strict=True):
+        assert isinstance(difference, float) and difference < TOLERANCE, case.name
+        assert cached and again and str(name).startswith("Lorashear"), case.name
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def of(family: str) -> Path:
+        if family not in made:
+            made[family] = pruned(causal(family), tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return of
+
+
+def test_the_config_says_the_widths(small: Callable[[str], Path]) -> None:
+    """Fields that engines read are those of the result; where layers differ, by the convention of transformers."""
+    config = json.loads((small("qwen3") / "config.json").read_text())
+    weights = load_file(small("qwen3") / "model.safetensors")
+    assert config["hidden_size"] == weights["model.norm.weight"].shape[0]
+    assert config["pruned_from"]["hidden_size"] == 32
+    resolved = read_config(small("qwen3")).per_layer_config
+    for layer in range(2):
+        path = f"model.layers.{layer}."
+        own = resolved[layer]
+        assert own.intermediate_size == weights[f"{path}mlp.up_proj.weight"].shape[0]
+        assert own.num_attention_heads * 8 == weights[f"{path}self_attn.q_proj.weight"].shape[0]
+        assert own.num_key_value_heads * 8 == weights[f"{path}self_attn.k_proj.weight"].shape[0]
+
+
+def test_a_result_can_be_pruned_again(small: Callable[[str], Path], tmp_path: Path) -> None:
+    first = small("gemma2")
+    (first / "want.safetensors").unlink()
+    groups = lorashear.groups(first)
+    removed = {name: [0] for name, each in groups.items() if each.prunable and each.kind in ("hidden", "ffn")}
+    lorashear.apply(lorashear.plan(first, removed), first, tmp_path / "again")
+    once, twice = (lorashear.load(folder).eval() for folder in (first, tmp_path / "again"))
+    assert twice.config.pruned_from["hidden_size"] == 32
+    assert twice.config.hidden_size == once.config.hidden_size - len(removed["model.hidden"])
+    with torch.inference_mode():
+        want, got = (m(input_ids=TOKENS).logits for m in (lorashear.prune(once, removed), twice))
+    assert torch.allclose(want, got, rtol=0, atol=TOLERANCE * float(want.abs().max()))
+
+
+def test_importing_lorashear_is_enough_for_the_usual_call(small: Callable[[str], Path]) -> None:
+    script = """
+import sys
+import {first}
+import {second}
+model = transformers.AutoModelForCausalLM.from_pretrained({folder!r})
+print(type(model).__name__, type(model).__module__)
+model.save_pretrained({folder!r} + "/saved")
+"""
+    for first, second in (("lorashear", "transformers"), ("transformers", "lorashear")):
+        code = script.format(first=first, second=second, folder=str(small("gemma2")))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.split() == ["LorashearGemma2ForCausalLM", "lorashear.modeling_lorashear"], done.stderr
+    assert (small("gemma2") / "saved" / "modeling_lorashear.py").is_file()
+    again = json.loads((small("gemma2") / "saved" / "config.json").read_text())
+    assert again["auto_map"]["AutoModelForCausalLM"] == "modeling_lorashear.LorashearGemma2ForCausalLM"
+
+
+def test_importing_lorashear_imports_no_transformers() -> None:
+    code = "import sys, lorashear; print('transformers' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_a_number_that_equals_a_width_by_chance_stays(tmp_path: Path) -> None:
+    """Mistral 7B has a window of 4096 beside 4096 hidden channels; no operator of the traced program reads it there."""
+    config = read_config(saved(causal("mistral", sliding_window=32), tmp_path / "source"))
+    twin = build_twin(config)
+    removed = {"hidden": [0], "model.layers.0.mlp.ffn": [0]}
+    made, reason = emit.solve(config, lorashear.groups(twin), removed)
+    assert made is not None, reason
+    names = {name for values in made.config.module_overrides.values() for name in values}
+    assert names == {"weight", "in_features", "out_features", "embedding_dim", "variance_epsilon"}
+    assert (made.config.hidden_size, made.config.sliding_window) == (31, 32)
+
+
+def test_what_loading_would_make_anew_from_another_number_is_refused() -> None:
+    """GPT-J's table of positions is made from its rotary dim, here as large as its number of heads, which no field sets."""
+    twin = build_twin(causal("gptj").make().config)
+    groups = lorashear.groups(twin)
+    made, reason = emit.solve(twin.config, groups, {"transformer.h.0.attn.head": [0]})
+    assert made is None and "embed_positions, which is not stored, has other values" in reason
