@@ -23,11 +23,9 @@ from lorashear.fields import (
     is_uniform,
     made,
     missing,
-    new_sizes,
     one_layer,
-    options,
-    search,
     shapes_after,
+    solutions,
     stored_shapes,
     without,
 )
@@ -196,7 +194,7 @@ def _shaped(
         emitted = routed(changes)
         return missing(emitted.config, wanted, whole=single is None) if emitted is not None else inf
 
-    for changes in search(options(config, groups, new_sizes(groups, removed)), misses):
+    for changes in solutions(config, groups, removed, misses):
         emitted = routed(changes)
         assert emitted is not None
         yield emitted

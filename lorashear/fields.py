@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
 from math import inf, prod
 from typing import Any
 
@@ -76,11 +77,29 @@ def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> 
         vars(changed).update(changes)
         return missing(changed, wanted, whole=single is None)
 
-    return next(search(options(config, groups, new_sizes(groups, removed)), misses), {})
+    return next(solutions(config, groups, removed, misses), {})
 
 
-def options(config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """The fields that may have to change, each with its possible new values; ``sizes`` are the new widths by axis."""
+def solutions(
+    config: PreTrainedConfig, groups: Groups, removed: Removed, misses: Callable[[Changes], float]
+) -> Iterator[Changes]:
+    """As `search`. Fields that are not set are tried where the others do not do: GPT-2's ``n_inner``."""
+    found = False
+    for unset in (False, True):
+        for changes in search(options(config, groups, new_sizes(groups, removed), unset=unset), misses):
+            yield changes
+            found = True
+        if found:
+            return
+
+
+def options(
+    config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int], *, unset: bool
+) -> dict[str, list[int]]:
+    """The fields that may have to change, each with its possible new values; ``sizes`` are the new widths by axis.
+
+    With ``unset`` also fields that are null, which may get any of them.
+    """
     moved: dict[int, set[int]] = {}
     for dims in groups.tensors.values():
         for dim in dims:
@@ -92,10 +111,13 @@ def options(config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int]) 
                 old, new = size_with(part, {}), size_with(part, sizes)
                 if old != new:
                     moved.setdefault(old, set()).add(new)
+    declared = {field.name for field in fields(config) if "int" in str(field.type)}  # pyright: ignore
+    every = sorted({new for news in moved.values() for new in news})
     return {
-        name: sorted(moved[value])
+        name: sorted(moved[value]) if value is not None else every
         for name, value in config.to_dict().items()
-        if isinstance(value, int) and not isinstance(value, bool) and value in moved and "token" not in name
+        if (unset and value is None and name in declared)
+        or (isinstance(value, int) and not isinstance(value, bool) and value in moved and "token" not in name)
     }
 
 

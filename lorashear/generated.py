@@ -102,10 +102,12 @@ def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Rem
         left = {name: Fraction(now[name], dense[name].axis.size) for name in names}
         if all(share == 1 for share in left.values()):
             continue
-        for field in driven(whole, dense, names):
+        size = dense[names[0]].axis.size
+        for field, value in driven(whole, dense, names).items():
+            unpruned_value = Fraction(before[field] or value * Fraction(size, size - 1))
             for name, share in left.items():
                 at = _layer(name), field
-                values[at] = values.get(at, Fraction(before[field])) * share
+                values[at] = values.get(at, unpruned_value) * share
     return _shared({at: int(value) for at, value in values.items() if value.denominator == 1})
 
 
