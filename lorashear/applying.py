@@ -24,6 +24,7 @@ def apply(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
+    check_contents: bool = False,
     shard_bytes: int = SHARD_BYTES,
     estimated: Callable[[Estimate], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -33,6 +34,7 @@ def apply(
     Args:
         resume: go on with what an earlier run with the same plan, model and shard size left when it was stopped.
         dry_run: stop after the estimate; nothing is written.
+        check_contents: read all weights first and hold them against the plan's hash, which `compile` notes.
         shard_bytes: the size of a file, exceeded only by a tensor that is larger.
         estimated: called with the estimate before work begins.
         progress: called with the bytes written and the bytes to write.
@@ -44,7 +46,7 @@ def apply(
         LorashearError: the model cannot be read, is not the plan's, or the output folder cannot be used.
     """
     source = Checkpoint.open(resolve(model, revision))
-    wanted = wanted_slice(plan, source, shard_bytes=shard_bytes)
+    wanted = wanted_slice(plan, source, shard_bytes=shard_bytes, check_contents=check_contents)
     estimate = Estimate.of(wanted, Path(out))
     if estimated:
         estimated(estimate)

@@ -9,7 +9,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,8 +40,9 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _HUB_SECOND_COPIES = ["consolidated*", "*/*.safetensors"]  # the same weights again, in a layout that nothing here reads
 _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
 _QUANTISED = re.compile(r"[IU]8|F[468](_.*)?")
+_SCALES = re.compile(r"(weight_(scale(_inv)?|packed)|\.(scales|qweight|qzeros|absmax|quant_map|quant_state\..*))$")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_BLOCK = 8 << 20  # bytes looked at together in check_finite
+_BLOCK = 8 << 20  # bytes looked at together
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
@@ -222,6 +223,27 @@ class Checkpoint:
                     "that its config names does not have; config.json belongs to another model"
                 )
 
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors hold the same bytes."""
+        one, two = self.tensors[name], self.tensors[other]
+        if (one.dtype, one.shape) != (two.dtype, two.shape):
+            return False
+        return all(np.array_equal(a, b) for a, b in zip(self._blocks(name), self._blocks(other), strict=True))
+
+    def contents(self) -> str:
+        """sha256, in hex, of all tensors' names, dtypes, shapes and bytes, however they lie in files. Reads them once."""
+        found = hashlib.sha256()
+        for name, info in sorted(self.tensors.items()):
+            found.update(json.dumps([name, info.dtype, info.shape]).encode())
+            for block in self._blocks(name):
+                found.update(block.data)
+        return found.hexdigest()
+
+    def _blocks(self, name: str) -> Iterator[np.ndarray]:
+        """The bytes of a tensor, some at a time."""
+        values = self.read(name).reshape(-1).view(np.uint8)
+        return (values[at : at + _BLOCK] for at in range(0, values.size, _BLOCK))
+
     def digest(self) -> str:
         """A cheap identity: sha256, in hex, of the config and of all names, dtypes and shapes; not of the weights."""
         layout = sorted((name, info.dtype, info.shape) for name, info in self.tensors.items())
@@ -331,6 +353,8 @@ def _entry(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
             raise LorashearError(f"{where} lacks a dtype, a shape or two data_offsets; fetch the file again")
     if _QUANTISED.fullmatch(dtype):
         raise LorashearError(f"{where} is quantised ({dtype}): dequantise the model first, then prune it")
+    if _SCALES.search(name):
+        raise LorashearError(f"{where} belongs to quantised weights: dequantise the model first, then prune it")
     if dtype not in NUMPY_DTYPES:
         raise LorashearError(f"{where} has the unknown dtype '{dtype}'; convert it to BF16, F16 or F32")
     wanted = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize

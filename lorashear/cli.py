@@ -17,6 +17,7 @@ from lorashear.terminal import Terminal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Argument(help="folder or hub id")]
+Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -68,7 +69,7 @@ def compile_(
     context: Annotated[int | None, typer.Option(help="tokens a calibration window")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
-    revision: Annotated[str | None, typer.Option(help="hub revision")] = None,
+    revision: Revision = None,
     trust_remote_code: Remote = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
@@ -118,6 +119,7 @@ def groups(
     graph: Annotated[Path | None, typer.Option(help="dependency graph to write: FILE.graphml or FILE.dot")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the graph's file")] = False,
     as_json: AsJson = False,
+    revision: Revision = None,
     trust_remote_code: Remote = False,
 ) -> None:
     """The node groups: name, kind, structures, weights each, prunable or the reason."""
@@ -126,7 +128,7 @@ def groups(
 
     if graph:
         graphs.check_target(graph, overwrite=overwrite)
-    found = groups_of(model, trust_remote_code=trust_remote_code)
+    found = groups_of(model, revision=revision, trust_remote_code=trust_remote_code)
     if graph:
         graphs.write(found.graph(), graph, overwrite=overwrite)
     if as_json:
@@ -139,12 +141,13 @@ def groups(
 def trace(
     model: Model,
     out: Annotated[Path | None, typer.Option(help="file to write instead of printing")] = None,
+    revision: Revision = None,
     trust_remote_code: Remote = False,
 ) -> None:
     """The typed graph as text, which `lorashear.parse` reads back."""
     from lorashear.models import trace as trace_of
 
-    text = str(trace_of(model, trust_remote_code=trust_remote_code))
+    text = str(trace_of(model, revision=revision, trust_remote_code=trust_remote_code))
     if out is None:
         print(text, end="")
     else:
@@ -157,9 +160,13 @@ def apply(
     model: Model,
     out: Annotated[Path, typer.Option(help="result folder")],
     shard_size: Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")] = "5GB",
+    check_contents: Annotated[
+        bool,
+        typer.Option("--check-contents", help="refuse other weights too, not only other shapes; reads them once more"),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run was stopped")] = False,
-    revision: Annotated[str | None, typer.Option(help="hub revision")] = None,
+    revision: Revision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
 ) -> None:
     """The slice that a plan describes, tensor by tensor and without torch."""
@@ -177,6 +184,7 @@ def apply(
             overwrite=overwrite,
             resume=resume,
             dry_run=dry_run,
+            check_contents=check_contents,
             shard_bytes=shard_bytes(shard_size),
             estimated=lambda estimate: terminal.say(str(estimate)),
             progress=partial(terminal.progress, "slice"),
@@ -191,11 +199,15 @@ def apply(
 
 
 @app.command()
-def verify(model: Model, pruned: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")]) -> None:
+def verify(
+    model: Model,
+    pruned: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
+    revision: Revision = None,
+) -> None:
     """Check a pruned folder against its original and its plan."""
     from lorashear.verifying import verify as verify_pair
 
-    for line in verify_pair(model, pruned):
+    for line in verify_pair(model, pruned, revision=revision):
         print(line)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,16 @@ class CompileResult:
         export(self.folder, format, path)
 
 
-def load(folder: str | Path) -> torch.nn.Module:
-    """Any folder that LoRAShear wrote, as a transformers model in its stored dtype.
+def load(model: str | Path, *, revision: str | None = None) -> torch.nn.Module:
+    """Any folder that LoRAShear wrote, or a hub id that it was pushed to, as a transformers model in its stored dtype.
+
+    No code that lies in the folder is run.
 
     Raises:
-        LorashearError: no model folder.
+        LorashearError: no such model, or its files are broken.
     """
-    checkpoint.Checkpoint.open(Path(folder))
+    folder = checkpoint.resolve(model, revision)
+    checkpoint.Checkpoint.open(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
@@ -164,7 +168,7 @@ def _compile(
         plan = lower(source, twin, groups, outcome.removed, recorded)
         replace = _replacements(source, storage, groups, plan, outcome)
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
-        plan = Plan(**{**vars(plan), "changed": changed})
+        plan = replaced(plan, changed=changed, contents=source.contents())
         stage.made("plan", plan.to_json)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
         with stage("slice"):
@@ -294,16 +298,17 @@ def _report(
     }
 
 
-def _count(
-    found: checkpoint.Checkpoint, storage: Storage, groups: Groups, names: Mapping[str, str | None]
-) -> int:
+def _count(found: checkpoint.Checkpoint, storage: Storage, groups: Groups, names: Mapping[str, str | None]) -> int:
     """Parameters as they lie on disk, tied ones once; ``names`` has those of a result that are other ones."""
     sizes: dict[tuple[Any, ...], int] = {}
     for name, part in storage.parts.items():
-        parameter, lies = groups.tied.get(part.parameter, part.parameter), names.get(name, name)
-        if parameter in groups.tensors and lies in found.tensors:
+        parameter, info = (
+            groups.tied.get(part.parameter, part.parameter),
+            found.tensors.get(names.get(name, name) or ""),
+        )
+        if parameter in groups.tensors and info is not None:
             first = tuple(place.indices[0] for place in part.places)
-            sizes[parameter, first] = int(np.prod(found.tensors[lies].shape, dtype=np.int64))
+            sizes[parameter, first] = int(np.prod(info.shape, dtype=np.int64))
     return sum(sizes.values())
 
 

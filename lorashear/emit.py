@@ -99,7 +99,9 @@ def _by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> t
     dense = groups if whole is config else _groups(whole, groups.typed)
     after = generated(config, groups, removed, small, dense)
     wrong = _otherwise(config, after, groups.typed, resize(groups.typed, groups, removed))
-    return (Emission(after, "generated"), "") if not wrong else (None, f"the class generated for them is wrong: {wrong}")
+    return (
+        (Emission(after, "generated"), "") if not wrong else (None, f"the class generated for them is wrong: {wrong}")
+    )
 
 
 def _groups(config: PreTrainedConfig, graph: Graph) -> Groups:

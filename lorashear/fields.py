@@ -93,9 +93,7 @@ def solutions(
             return
 
 
-def options(
-    config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int], *, unset: bool
-) -> dict[str, list[int]]:
+def options(config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int], *, unset: bool) -> dict[str, list[int]]:
     """The fields that may have to change, each with its possible new values; ``sizes`` are the new widths by axis.
 
     With ``unset`` also fields that are null, which may get any of them.

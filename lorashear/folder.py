@@ -33,12 +33,18 @@ TAKEN_ALONG = (
 
 
 def wanted_slice(
-    plan: Plan, source: Checkpoint, *, replace: Mapping[str, np.ndarray] | None = None, shard_bytes: int = SHARD_BYTES
+    plan: Plan,
+    source: Checkpoint,
+    *,
+    replace: Mapping[str, np.ndarray] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    check_contents: bool = False,
 ) -> Slice:
-    """What the plan makes of a checkpoint's tensors. Nothing is read but headers.
+    """What the plan makes of a checkpoint's tensors. Nothing is read but headers, unless contents are checked.
 
     Args:
         replace: tensors whose values are not the slice's, in their final shapes (BF16 as uint16 bits).
+        check_contents: hold the weights too against the plan's hash of them.
 
     Raises:
         LorashearError: the plan was made for another checkpoint.
@@ -46,6 +52,12 @@ def wanted_slice(
     if plan.source != source.digest():
         raise LorashearError(
             f"the plan was made for another checkpoint than '{source.folder}': config, tensor names, dtypes or shapes differ"
+        )
+    if check_contents and not plan.contents:
+        raise LorashearError("the plan has no hash of the weights that it was made for: leave --check-contents out")
+    if check_contents and plan.contents != source.contents():
+        raise LorashearError(
+            f"the plan was made for other weights than those in '{source.folder}': names and shapes agree, values differ"
         )
     return Slice.of(source, plan.tensors, replace, shard_bytes, plan.names)
 

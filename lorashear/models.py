@@ -64,11 +64,11 @@ def _first(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def as_module(model: Model, *, trust_remote_code: bool = False) -> torch.nn.Module:
+def as_module(model: Model, *, revision: str | None = None, trust_remote_code: bool = False) -> torch.nn.Module:
     """A module to trace: the meta twin of a folder, or the module itself."""
     if isinstance(model, torch.nn.Module):
         return model
-    folder = checkpoint.resolve(model)
+    folder = checkpoint.resolve(model, revision)
     return build_twin(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
 
 
@@ -134,7 +134,9 @@ def emptied(module: torch.nn.Module) -> torch.nn.Module:
     return copied(module, memo)
 
 
-def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Graph:
+def trace(
+    model: Model, inputs: Inputs | None = None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Graph:
     """The typed graph of a model, its composed operators (attention, norms, MLPs) folded into one node each.
 
     ``str(graph)`` is its text form, and `lorashear.parse` reads that back.
@@ -142,11 +144,13 @@ def trace(model: Model, inputs: Inputs | None = None, *, trust_remote_code: bool
     Args:
         model: a folder or hub id (traced from its config, without weights), or a module.
         inputs: arguments of its forward (by name, in order, or the only one); needed for a module that is no transformers model.
+        revision: of a hub id.
 
     Raises:
         LorashearError: no such model, inputs missing, or the model cannot be traced.
     """
-    return compose(typed(captured(as_module(model, trust_remote_code=trust_remote_code), inputs)))
+    module = as_module(model, revision=revision, trust_remote_code=trust_remote_code)
+    return compose(typed(captured(module, inputs)))
 
 
 def captured(module: torch.nn.Module, inputs: Inputs | None = None) -> Graph:
@@ -177,7 +181,13 @@ def fault(error: RuleError) -> Fault:
     return Fault(f"{error}; this is a fault of LoRAShear, not of the model: please report it")
 
 
-def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_code: bool = False) -> Groups:
+def groups(
+    model: Model | Graph,
+    inputs: Inputs | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Groups:
     """The node groups of a model or graph, by name.
 
     A group is prunable if removing one of its structures is exact and, for a model with a config, if its class can take
@@ -185,7 +195,7 @@ def groups(model: Model | Graph, inputs: Inputs | None = None, *, trust_remote_c
     """
     if isinstance(model, Graph):
         return group(typed(expand(model)) if model.functions else model)
-    module = as_module(model, trust_remote_code=trust_remote_code)
+    module = as_module(model, revision=revision, trust_remote_code=trust_remote_code)
     found = analysed(module, inputs)
     config = getattr(module, "config", None)
     return expressible(found, config, module, inputs) if isinstance(config, PreTrainedConfig) else found

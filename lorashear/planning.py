@@ -17,9 +17,9 @@ from lorashear.storage import Storage
 from lorashear_ir.groups import Groups, SelectionError
 
 
-def plan_for(model: str | Path, removed: Mapping[str, Collection[int]]) -> Plan:
+def plan_for(model: str | Path, removed: Mapping[str, Collection[int]], revision: str | None = None) -> Plan:
     """See `lorashear.plan`."""
-    folder = checkpoint.resolve(model)
+    folder = checkpoint.resolve(model, revision)
     source = checkpoint.Checkpoint.open(folder)
     twin = models.build_twin(models.read_config(folder))
     return lower(source, twin, models.groups(twin), removed, {})
@@ -53,6 +53,7 @@ def lower(
         names={
             **{name: new for name, new in renamed.items() if name in source.tensors},
             **{name: None for name, cut in stored.items() if cut is None},
+            **dict.fromkeys(storage.twice(source, groups.tied)),
         },
         config=config_json(made, source.config),
         route=made.route,

@@ -29,7 +29,10 @@ class Plan:
     config: Mapping[str, Any]  # config.json of the result
     route: str  # "own", "mistral" or "generated"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    names: Mapping[str, str | None] = field(default_factory=dict)  # new names of tensors; None where one goes as a whole
+    names: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # new names of tensors; None where one goes as a whole
+    contents: str = ""  # hash of the checkpoint's weights; empty where they were not read
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 
     def to_json(self) -> str:
@@ -45,6 +48,7 @@ class Plan:
         content = {
             "format": FORMAT,
             "source": self.source,
+            "contents": self.contents,
             "route": self.route,
             "settings": dict(self.settings),
             "removed": removed,
@@ -73,6 +77,7 @@ class Plan:
             }
             return cls(
                 source=content["source"],
+                contents=content["contents"],
                 removed={group: indices(kept) for group, kept in content["removed"].items()},
                 tensors=tensors,
                 config=content["config"],
@@ -116,12 +121,12 @@ def _indices(text: str) -> tuple[int, ...]:
     return tuple(result)
 
 
-def plan(model: str | Path, removed: Mapping[str, Collection[int]]) -> Plan:
-    """The plan that removes chosen structures from the model in a folder. Its weights are not read.
+def plan(model: str | Path, removed: Mapping[str, Collection[int]], *, revision: str | None = None) -> Plan:
+    """The plan that removes chosen structures from the model in a folder or of a hub id. Its weights are not read.
 
     Raises:
         LorashearError: no such model, or a choice that no model can be made of.
     """
     from lorashear.planning import plan_for  # torch is needed to analyse, not to apply
 
-    return plan_for(model, removed)
+    return plan_for(model, removed, revision)

@@ -25,7 +25,12 @@ Removed = Mapping[str, Collection[int]]
 
 
 def prune(
-    model: models.Model, removed: Removed, inputs: models.Inputs | None = None, *, merge: bool = False
+    model: models.Model,
+    removed: Removed,
+    inputs: models.Inputs | None = None,
+    *,
+    merge: bool = False,
+    revision: str | None = None,
 ) -> torch.nn.Module:
     """A smaller model with the same forward signature.
 
@@ -37,6 +42,7 @@ def prune(
         merge: of a PeftModel, give the plain model with its active adapters merged into the weights. Without it the
             result is a PeftModel with all adapters, active or not, whose ranks by module are in their configs; the
             base model's config says the new widths where its own class can have them.
+        revision: of a hub id.
 
     Raises:
         LorashearError: an unknown or frozen group, a choice that no model can be made of, or a module that cannot be
@@ -45,7 +51,7 @@ def prune(
     if not isinstance(model, torch.nn.Module):
         from lorashear.checkpoint import resolve
 
-        model = models.AutoModelForCausalLM.from_pretrained(resolve(model), dtype="auto")
+        model = models.AutoModelForCausalLM.from_pretrained(resolve(model, revision), dtype="auto")
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
     if not isinstance(removed, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

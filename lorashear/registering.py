@@ -71,10 +71,8 @@ def classes(model_type: str) -> tuple[Any, Any, Any]:
     plain = AutoConfig.for_model(model_type.removeprefix(PREFIX)).__class__
     modeling: Any = importlib.import_module("lorashear.modeling_lorashear")
     auto = (AutoModel, AutoModelForCausalLM)
-    config, *models = (
-        getattr(modeling, modeling.PREFIX + base.__name__)
-        for base in (plain, *(each._model_mapping[plain] for each in auto))  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    bases: list[Any] = [plain, *(each._model_mapping[plain] for each in auto)]  # pyright: ignore[reportAttributeAccessIssue]
+    config, *models = (getattr(modeling, modeling.PREFIX + base.__name__) for base in bases)
     AutoConfig.register(config.model_type, config, exist_ok=True)
     for each, made in zip(auto, models, strict=True):
         each.register(config, made, exist_ok=True)

@@ -45,7 +45,21 @@ class Storage:
         named = {name: first.get(part.parameter, part.parameter) for name, part in self.parts.items()}
         return {name: self.parts[name].cut(cuts[path]) for name, path in named.items() if path in cuts}
 
-    def renamed(self, small: PreTrainedModel, cuts: Mapping[str, TensorCut], first: Mapping[str, str]) -> dict[str, str]:
+    def twice(self, source: Checkpoint, first: Mapping[str, str]) -> list[str]:
+        """Tensors on disk that are there under another name of the same parameter too, byte for byte."""
+        held: dict[tuple[str, tuple[int, ...]], str] = {}
+        found: list[str] = []
+        by_first = sorted(self.parts.items(), key=lambda item: item[1].parameter in first)
+        for name, part in by_first:
+            if name in source.tensors:
+                at = first.get(part.parameter, part.parameter), tuple(place.indices[0] for place in part.places)
+                if held.setdefault(at, name) != name and source.same(held[at], name):
+                    found.append(name)
+        return found
+
+    def renamed(
+        self, small: PreTrainedModel, cuts: Mapping[str, TensorCut], first: Mapping[str, str]
+    ) -> dict[str, str]:
         """What remaining tensors are called in a checkpoint of the pruned class, where that is another name.
 
         Experts are numbered by their names, and those that stay move up.

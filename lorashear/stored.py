@@ -7,7 +7,7 @@ number the entries along one dim; what comes out says where everything went, wha
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch

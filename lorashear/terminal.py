@@ -32,7 +32,8 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # stopping prints an empty line elsewhere
+            self._bar.stop()
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -21,7 +21,7 @@ from lorashear_passes.neutralise import neutralised
 from lorashear_passes.program import record
 
 
-def verify(model: str | Path, small: str | Path) -> list[str]:
+def verify(model: str | Path, small: str | Path, *, revision: str | None = None) -> list[str]:
     """Check a pruned folder against its original: shapes, indices, bits, and the theorem for the slice.
 
     Returns:
@@ -30,7 +30,7 @@ def verify(model: str | Path, small: str | Path) -> list[str]:
     Raises:
         LorashearError: the first thing that does not hold.
     """
-    source, result = Checkpoint.open(resolve(model)), Checkpoint.open(Path(small))
+    source, result = Checkpoint.open(resolve(model, revision)), Checkpoint.open(Path(small))
     plan = Plan.load(result.folder / "lorashear" / "plan.json")
     if plan.source != source.digest():
         raise LorashearError(f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorashear
 from lorashear import applying, output, slicing
+from lorashear.checkpoint import Checkpoint
 from lorashear.cli import main
 from lorashear.errors import LorashearError
 from lorashear.plans import Plan
+from lorashear.verifying import verify
 
 SLOWLY = """
 import sys, time
@@ -35,6 +40,7 @@ def slowly(self, block):
     time.sleep(0.004)
 begun = []
 output.NewFile.write = slowly
+from lorashear.checkpoint import Checkpoint
 from lorashear.cli import main
 main()
 """
@@ -287,3 +293,37 @@ print(most[0] - start, estimate.memory)
     assert estimated < 30_000_000
 
     assert slicing.SYNC_BYTES < size  # it was flushed on the way
+
+
+def test_the_weights_can_be_held_against_the_plan(model: Path, plan: Path, tmp_path: Path) -> None:
+    loaded = Plan.load(plan)
+    with pytest.raises(LorashearError, match="has no hash of the weights that it was made for"):
+        applying.apply(loaded, model, tmp_path / "out", check_contents=True)
+    known = dataclasses.replace(loaded, contents=Checkpoint.open(model).contents())
+    applying.apply(known, model, tmp_path / "out", check_contents=True)
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(model)).bfloat16().save_pretrained(other, max_shard_size="12KB")
+    shutil.copyfile(model / "config.json", other / "config.json")
+    applying.apply(known, other, tmp_path / "unchecked")
+    with pytest.raises(LorashearError, match="was made for other weights than those in .* names and shapes agree"):
+        applying.apply(known, other, tmp_path / "checked", check_contents=True)
+    assert not (tmp_path / "checked").exists()
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    """Some checkpoints hold both names of a tied weight."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    assert "lm_head.weight" not in weights
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    removed = {"hidden": [3], "model.layers.0.mlp.ffn": [0]}
+    lorashear.apply(lorashear.plan(tmp_path / "model", removed), tmp_path / "model", tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(weights)
+    small = lorashear.load(tmp_path / "out")
+    assert small.lm_head.weight is small.model.embed_tokens.weight
+    assert "differ by" in verify(tmp_path / "model", tmp_path / "out")[-1]

@@ -303,3 +303,24 @@ def test_imports_no_torch() -> None:
     )
     environment = {"PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "name", ["weight_scale_inv", "weight_scale", "q.qweight", "q.scales", "q.weight.absmax", "weight_packed"]
+)
+def test_tensors_of_quantised_weights_are_told_by_their_names(tmp_path: Path, name: str) -> None:
+    refused(
+        folder_of(tmp_path, {SINGLE: raw({name: ("F32", [2])})}),
+        f"'{name}' .* belongs to quantised weights: dequantise",
+    )
+
+
+def test_contents_do_not_depend_on_files(tmp_path: Path) -> None:
+    data = {"a": bytes(range(12)), "b": bytes(range(20, 40))}
+    one = Checkpoint.open(folder_of(tmp_path / "1", {SINGLE: raw({**A, **B}, data=data["a"] + data["b"])}))
+    shards = {"1.safetensors": raw(B, data=data["b"]), "2.safetensors": raw(A, data=data["a"])}
+    index = {INDEX: {"weight_map": {"b": "1.safetensors", "a": "2.safetensors"}}}
+    two = Checkpoint.open(folder_of(tmp_path / "2", {**shards, **index}))
+    assert one.contents() == two.contents()
+    other = Checkpoint.open(folder_of(tmp_path / "3", {SINGLE: raw({**A, **B}, data=data["a"] + bytes(20))}))
+    assert other.contents() != one.contents() and other.digest() == one.digest()
