@@ -321,7 +321,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     weights = load_file(file)
     assert "lm_head.weight" not in weights
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
-    removed = {"hidden": [3], "model.layers.0.mlp.ffn": [0]}
+    removed = {"model.hidden": [3], "model.layers.0.mlp.ffn": [0]}
     lorashear.apply(lorashear.plan(tmp_path / "model", removed), tmp_path / "model", tmp_path / "out")
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(weights)
     small = lorashear.load(tmp_path / "out")

@@ -2,8 +2,8 @@
 
 A checkpoint of Llama-3.2-1B's shapes (2.5 GB, bfloat16, random) is cut by two plans: 75 % of the MLP channels and 6 of 8
 KV heads, where only down_proj and o_proj are cut along their columns; and 75 % of the hidden channels too, where nearly
-every tensor is. Runs alternate with `cp` of a file of the result's size, each with what it wrote flushed to disk; what
-counts is the ratio. Each slice is a process of its own, which tells its private memory beyond its imports.
+every tensor is. Runs alternate with `cp` of a file of the result's size; each begins with nothing left to flush and ends
+with what it wrote on disk. What counts is the ratio. Each slice is a process of its own, which tells its private memory beyond its imports.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def make_plans(folder: Path, into: Path) -> dict[str, Path]:
 
 def slice_once(plan: Path, model: Path, out: Path) -> tuple[float, int, int]:
     """Seconds, private memory beyond the imports, bytes written; in a process of its own."""
+    os.sync()
     command = [sys.executable, __file__, "--child", str(plan), str(model), str(out)]
     made = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds, private, written = json.loads(made.stdout.splitlines()[-1])
@@ -100,6 +101,7 @@ def private() -> int:
 
 
 def copy_once(source: Path, out: Path) -> float:
+    os.sync()
     start = time.perf_counter()
     subprocess.run(["cp", "--reflink=never", str(source), str(out)], check=True)
     descriptor = os.open(out, os.O_RDONLY)
