@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint, resolve
+from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import wanted_slice, write_folder
 from lorashear.layout import SHARD_BYTES
+from lorashear.lora import Adapter
 from lorashear.output import resumable_folder
 from lorashear.plans import Plan
+
+ADAPTER = ("merge", "keep")
 
 
 def apply(
@@ -25,6 +29,8 @@ def apply(
     resume: bool = False,
     dry_run: bool = False,
     check_contents: bool = False,
+    lora: str | Path | None = None,
+    adapter: str = "merge",
     shard_bytes: int = SHARD_BYTES,
     estimated: Callable[[Estimate], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -35,6 +41,8 @@ def apply(
         resume: go on with what an earlier run with the same plan, model and shard size left when it was stopped.
         dry_run: stop after the estimate; nothing is written.
         check_contents: read all weights first and hold them against the plan's hash, which `compile` notes.
+        lora: the folder of a trained LoRA adapter of the model.
+        adapter: "merge" adds it to the weights, "keep" writes it cut to fit, as an adapter of peft, into ``out/adapter``.
         shard_bytes: the size of a file, exceeded only by a tensor that is larger.
         estimated: called with the estimate before work begins.
         progress: called with the bytes written and the bytes to write.
@@ -46,7 +54,14 @@ def apply(
         LorashearError: the model cannot be read, is not the plan's, or the output folder cannot be used.
     """
     source = Checkpoint.open(resolve(model, revision))
-    wanted = wanted_slice(plan, source, shard_bytes=shard_bytes, check_contents=check_contents)
+    trained = _adapter(lora, adapter, source)
+    wanted = wanted_slice(
+        plan,
+        source,
+        shard_bytes=shard_bytes,
+        check_contents=check_contents,
+        merged=trained if adapter == "merge" else None,
+    )
     estimate = Estimate.of(wanted, Path(out))
     if estimated:
         estimated(estimate)
@@ -54,18 +69,31 @@ def apply(
         return estimate
     with resumable_folder(
         Path(out),
-        job=_job(plan, source, shard_bytes),
+        job=_job(plan, source, shard_bytes, trained, adapter),
         resume=resume,
         source=source.folder,
         overwrite=overwrite,
         bytes_needed=estimate.written,
     ) as (folder, journal):
-        write_folder(plan, wanted, folder, journal=journal, progress=progress)
+        kept = trained if adapter == "keep" else None
+        write_folder(plan, wanted, folder, journal=journal, kept=kept, progress=progress)
     return estimate
 
 
-def _job(plan: Plan, source: Checkpoint, shard_bytes: int) -> str:
-    """A hash of what decides the bytes of the result: the plan, the model's files as they are now, the shard size."""
-    files = sorted({info.file for info in source.tensors.values()})
+def _adapter(folder: str | Path | None, how: str, source: Checkpoint) -> Adapter | None:
+    if how not in ADAPTER:
+        raise LorashearError(f"adapter is {how}; there are {', '.join(ADAPTER)}")
+    if folder is None:
+        return None
+    found = Adapter.open(folder, source)
+    if how == "merge":
+        found.check_mergeable()
+    return found
+
+
+def _job(plan: Plan, source: Checkpoint, shard_bytes: int, adapter: Adapter | None, how: str) -> str:
+    """A hash of what decides the bytes of the result: the plan, the files as they are now, the shard size."""
+    tensors = [*source.tensors.values(), *(adapter.held.tensors.values() if adapter else ())]
+    files = sorted({info.file for info in tensors})
     states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([plan.to_json(), states, shard_bytes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([plan.to_json(), states, shard_bytes, how]).encode()).hexdigest()

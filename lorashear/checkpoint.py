@@ -164,6 +164,10 @@ class Checkpoint:
         """
         if (info := self.tensors.get(name)) is None:
             raise LorashearError(f"'{self.folder}' holds no tensor '{name}'")
+        return self.view(info)
+
+    def view(self, info: TensorInfo) -> np.ndarray:
+        """As `read`, for a tensor that lies where ``info`` says."""
         dtype = NUMPY_DTYPES[info.dtype]
         if info.begin == info.end:  # an empty range cannot be mapped
             array = np.empty(info.shape, dtype)
@@ -256,11 +260,29 @@ def not_finite(values: np.ndarray, dtype: str) -> np.ndarray:
     return (values & 0x7F80) == 0x7F80 if dtype == "BF16" else ~np.isfinite(values)
 
 
+def as_float(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored float values as numbers that numpy can reckon with; BF16 bits become float32."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers rounded to nearest even into a stored float dtype; to 16 bits by way of float32, as torch does."""
+    if dtype != "F64":
+        values = values.astype(np.float32, copy=False)
+    if dtype != "BF16":
+        return values.astype(NUMPY_DTYPES[dtype], copy=False)
+    bits = values.view(np.uint32)
+    # Add just under half of what is cut off, and one more if the last kept bit is odd.
+    result = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    result[np.isnan(values)] = 0x7FC0  # or the sum may have carried its bits away
+    return result
+
+
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise LorashearError(f"'{folder}' holds no config.json; give the folder of a whole model")
-    config = _json_object(file.read_bytes(), f"'{file}'")
+    config = json_object(file.read_bytes(), f"'{file}'")
     if not isinstance(config.get("model_type"), str):
         raise LorashearError(f"'{file}' has no model_type, so the model class is unknown; add it")
     if config.get("quantization_config"):
@@ -271,7 +293,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _tensors(folder: Path) -> dict[str, TensorInfo]:
     """All tensors, in the order in which they lie in the files; a single file goes first, as in transformers."""
     if (folder / SINGLE).exists():
-        return _header(_weights_file(folder, SINGLE))
+        return tensors_of(_weights_file(folder, SINGLE))
     if (folder / INDEX).exists():
         return _sharded(folder)
     if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
@@ -284,13 +306,13 @@ def _tensors(folder: Path) -> dict[str, TensorInfo]:
 
 def _sharded(folder: Path) -> dict[str, TensorInfo]:
     index = folder / INDEX
-    weight_map = _json_object(index.read_bytes(), f"'{index}'", unique=True).get("weight_map")
+    weight_map = json_object(index.read_bytes(), f"'{index}'", unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise LorashearError(f"'{index}' has no weight_map of tensor names to file names; fetch it again")
     files = {shard: _weights_file(folder, shard) for shard in sorted(set(weight_map.values()))}
     tensors: dict[str, TensorInfo] = {}
     for shard, file in files.items():
-        for name, info in _header(file).items():
+        for name, info in tensors_of(file).items():
             if weight_map.get(name) != shard:
                 raise LorashearError(f"'{file}' holds tensor '{name}', which '{index}' does not list for that file")
             tensors[name] = info
@@ -314,7 +336,7 @@ def _weights_file(folder: Path, name: str) -> Path:
     return file
 
 
-def _header(file: Path) -> dict[str, TensorInfo]:
+def tensors_of(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file by position. Layout: u64 header length, JSON header, tensors gap-free."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -326,7 +348,7 @@ def _header(file: Path) -> dict[str, TensorInfo]:
                 f"'{file}' claims a header of {length} bytes but has {size} in all; the download is incomplete or a "
                 "git-lfs pointer: fetch it again"
             )
-        entries = _json_object(stream.read(length), f"the header of '{file}'", unique=True)
+        entries = json_object(stream.read(length), f"the header of '{file}'", unique=True)
     entries.pop("__metadata__", None)
     tensors = {name: _entry(file, name, entry, 8 + length) for name, entry in entries.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
@@ -365,7 +387,7 @@ def _entry(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
     return TensorInfo(file, dtype, tuple(shape), start + begin, start + end)
 
 
-def _json_object(raw: bytes, what: str, unique: bool = False) -> dict[str, Any]:
+def json_object(raw: bytes, what: str, unique: bool = False) -> dict[str, Any]:
     """Parses an object; with `unique`, at every depth a repeated name is an error instead of the last one winning."""
     try:
         value = json.loads(raw, object_pairs_hook=_refuse_repeats if unique else None)

@@ -159,6 +159,8 @@ def apply(
     plan: Annotated[Path, typer.Argument(help="plan.json")],
     model: Model,
     out: Annotated[Path, typer.Option(help="result folder")],
+    lora: Annotated[Path | None, typer.Option(help="folder of a trained LoRA adapter of the model")] = None,
+    adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it, cut to fit")] = "merge",
     shard_size: Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")] = "5GB",
     check_contents: Annotated[
         bool,
@@ -185,6 +187,8 @@ def apply(
             resume=resume,
             dry_run=dry_run,
             check_contents=check_contents,
+            lora=lora,
+            adapter=adapter,
             shard_bytes=shard_bytes(shard_size),
             estimated=lambda estimate: terminal.say(str(estimate)),
             progress=partial(terminal.progress, "slice"),

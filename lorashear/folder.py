@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.checkpoint import SINGLE, Checkpoint
 from lorashear.errors import LorashearError
 from lorashear.journal import Journal
 from lorashear.layout import SHARD_BYTES
+from lorashear.lora import CONFIG, WEIGHTS, Adapter
 from lorashear.plans import Plan
 from lorashear.slicing import Slice, write_slice
 
@@ -39,11 +40,13 @@ def wanted_slice(
     replace: Mapping[str, np.ndarray] | None = None,
     shard_bytes: int = SHARD_BYTES,
     check_contents: bool = False,
+    merged: Adapter | None = None,
 ) -> Slice:
     """What the plan makes of a checkpoint's tensors. Nothing is read but headers, unless contents are checked.
 
     Args:
         replace: tensors whose values are not the slice's, in their final shapes (BF16 as uint16 bits).
+        merged: an adapter that is added to the weights.
         check_contents: hold the weights too against the plan's hash of them.
 
     Raises:
@@ -59,7 +62,7 @@ def wanted_slice(
         raise LorashearError(
             f"the plan was made for other weights than those in '{source.folder}': names and shapes agree, values differ"
         )
-    return Slice.of(source, plan.tensors, replace, shard_bytes, plan.names)
+    return Slice.of(source, plan.tensors, replace, shard_bytes, plan.names, merged)
 
 
 def write_folder(
@@ -68,9 +71,12 @@ def write_folder(
     folder: Path,
     *,
     journal: Journal | None = None,
+    kept: Adapter | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write everything that a result holds into a folder that is empty, or holds what a journal says.
+
+    An adapter that is ``kept`` goes into the folder ``adapter`` in it, cut as its base is.
 
     Raises:
         LorashearError: a tensor cannot be read or written.
@@ -84,6 +90,16 @@ def write_folder(
     own = folder / "lorashear"
     own.mkdir(exist_ok=True)
     plan.save(own / "plan.json")
+    if kept is not None:
+        _write_adapter(kept, plan, folder / "adapter")
+
+
+def _write_adapter(adapter: Adapter, plan: Plan, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier run may have begun
+    folder.mkdir()
+    write_slice(Slice.of(adapter.held, adapter.cuts(plan.tensors)), folder)
+    (folder / SINGLE).rename(folder / WEIGHTS)
+    write_json(folder / CONFIG, {**adapter.config, "base_model_name_or_path": None})
 
 
 def taken_along(source: Checkpoint) -> list[Path]:

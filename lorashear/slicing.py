@@ -15,10 +15,11 @@ from typing import Self
 
 import numpy as np
 
-from lorashear.checkpoint import FLOATS, INDEX, NUMPY_DTYPES, Checkpoint, not_finite
+from lorashear.checkpoint import FLOATS, INDEX, NUMPY_DTYPES, Checkpoint, as_float, not_finite, rounded
 from lorashear.errors import LorashearError
 from lorashear.journal import Journal
 from lorashear.layout import SHARD_BYTES, Layout, layout
+from lorashear.lora import Adapter
 from lorashear.output import NewFile
 from lorashear_ir.groups import TensorCut
 
@@ -56,6 +57,7 @@ class Slice:
     cuts: Mapping[str, TensorCut]
     replace: Mapping[str, np.ndarray]
     layout: Layout
+    merged: Adapter | None = None  # added to the weights that it adapts
 
     @classmethod
     def of(
@@ -65,6 +67,7 @@ class Slice:
         replace: Mapping[str, np.ndarray] | None = None,
         shard_bytes: int = SHARD_BYTES,
         names: Mapping[str, str | None] | None = None,
+        merged: Adapter | None = None,
     ) -> Self:
         """``names`` has the new names of tensors that change theirs, None for those that are left out.
 
@@ -87,7 +90,7 @@ class Slice:
                     f"but {dtype} of shape {list(shapes[name])} is wanted"
                 )
         placed = layout({new: (source.tensors[name].dtype, shapes[name]) for new, name in origins.items()}, shard_bytes)
-        return cls(source, origins, cuts, replace, placed)
+        return cls(source, origins, cuts, replace, placed, merged)
 
     def blocks(self, name: str, buffers: _Buffers) -> Iterator[np.ndarray]:
         """A tensor of the result as a run of small arrays, each valid until the next is asked for."""
@@ -97,6 +100,9 @@ class Slice:
             return
         cut, dtype = self.cuts.get(name, _WHOLE), self.source.tensors[name].dtype
         array = self.source.read(name)
+        if self.merged is not None and name in self.merged.adapted:
+            yield from _with_adapter(name, array, cut, dtype, self.merged)
+            return
         for block in _gather(*_raw_axes(array, cut), buffers):
             yield block if cut.scale == 1.0 else _scaled(name, block.reshape(-1).view(array.dtype), cut, dtype)
 
@@ -168,6 +174,22 @@ def _final_shape(name: str, shape: tuple[int, ...], cut: TensorCut) -> tuple[int
     return tuple(final)
 
 
+def _with_adapter(name: str, array: np.ndarray, cut: TensorCut, dtype: str, adapter: Adapter) -> Iterator[np.ndarray]:
+    """What is kept of a matrix, with what an adapter adds to it, some rows at a time; reckoned in float32."""
+    rows, columns = (np.asarray(cut.keep.get(dim, range(array.shape[dim])), np.intp) for dim in (0, 1))
+    step = max(1, _BLOCK // (4 * max(1, len(columns))))
+    for at in range(0, len(rows), step):
+        some = rows[at : at + step]
+        kept = as_float(np.take(array[some], columns, axis=1), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            block = rounded(kept + adapter.added(name, some, columns), dtype)
+        if not_finite(block, dtype).any():
+            raise LorashearError(
+                f"tensor '{name}' with its adapter leaves the range of {dtype}, or was not finite before"
+            )
+        yield block
+
+
 def _raw_axes(array: np.ndarray, cut: TensorCut) -> tuple[np.ndarray, list[np.ndarray | None]]:
     """The array as raw words on as few axes as the cut allows, and what to keep of each (None: all).
 
@@ -225,24 +247,14 @@ def _take(array: np.ndarray, chosen: np.ndarray, axis: int, buffer: np.ndarray) 
 def _scaled(name: str, values: np.ndarray, cut: TensorCut, dtype: str) -> np.ndarray:
     """Flat values: (values + offset) * scale - offset in float64, rounded to nearest even into the stored dtype.
 
-    16-bit dtypes are rounded by way of float32, as torch does: the same bits as a cut in memory, whatever the scale.
+    The same bits as a cut in memory, whatever the scale.
     """
     if cut.scale == 1.0:
         return values
     if dtype not in FLOATS:
         raise LorashearError(f"tensor '{name}' is {dtype}, which cannot be scaled; only floats can")
-    wide = (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
     with np.errstate(over="ignore", invalid="ignore"):
-        result = (wide.astype(np.float64) + cut.offset) * cut.scale - cut.offset
-        if values.itemsize < 8:
-            result = result.astype(np.float32)
-        if dtype == "BF16":
-            bits = result.view(np.uint32)
-            # Add just under half of what is cut off, and one more if the last kept bit is odd.
-            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-            rounded[np.isnan(result)] = 0x7FC0  # or the sum may have carried its bits away
-        else:
-            rounded = result.astype(values.dtype)
-    if not_finite(rounded, dtype).any():
+        result = rounded((as_float(values, dtype).astype(np.float64) + cut.offset) * cut.scale - cut.offset, dtype)
+    if not_finite(result, dtype).any():
         raise LorashearError(f"tensor '{name}' times {cut.scale} leaves the range of {dtype}, or was not finite before")
-    return rounded
+    return result
