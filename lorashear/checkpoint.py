@@ -42,6 +42,7 @@ _PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
 _QUANTISED = re.compile(r"[IU]8|F[468](_.*)?")
 _SCALES = re.compile(r"(weight_(scale(_inv)?|packed)|\.(scales|qweight|qzeros|absmax|quant_map|quant_state\..*))$")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_LARGEST = 1 << 59  # entries; the bytes of more are not counted in 63 bits
 _BLOCK = 8 << 20  # bytes looked at together
 
 
@@ -379,6 +380,8 @@ def _entry(file: Path, name: str, entry: Any, start: int) -> TensorInfo:
         raise LorashearError(f"{where} belongs to quantised weights: dequantise the model first, then prune it")
     if dtype not in NUMPY_DTYPES:
         raise LorashearError(f"{where} has the unknown dtype '{dtype}'; convert it to BF16, F16 or F32")
+    if math.prod(filter(None, shape)) >= _LARGEST:  # where one size is 0 the bytes do not tell
+        raise LorashearError(f"{where} has the shape {shape}, which no tensor can have; fetch the file again")
     wanted = math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
     if end - begin != wanted:
         raise LorashearError(

@@ -134,6 +134,7 @@ def entry(**changes: Any) -> bytes:
         (entry(data_offsets=[12, 0]), "has -12 bytes"),
         (entry(data_offsets=[4, 16]), "leaves a gap before it"),
         (raw({**A, **B}, lambda h: h["b"].update(data_offsets=[0, 20])), "'b' in .* overlaps"),
+        (entry(shape=[0, 10**30], data_offsets=[0, 0]), r"has the shape \[0, 10+\], which no tensor can have"),
         (raw({"q": ("I8", [4])}), r"'q' in .* is quantised \(I8\): dequantise"),
         (raw({"q": ("U8", [4])}), r"is quantised \(U8\): dequantise"),
         (raw({"q": ("F8_E4M3", [4])}), r"is quantised \(F8_E4M3\): dequantise"),
