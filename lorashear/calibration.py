@@ -43,10 +43,7 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise LorashearError(f"no tokenizer can be read from '{folder}', and text needs one: {error}") from error
-    most = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 512)
-    length = settings.context or min(most, 512)
-    if length > most:
-        raise LorashearError(f"context is {length}, but the model's positions end at {most}")
+    length = window_length(config, settings)
     guard = -(-settings.windows // GUARD_SHARE)
     evaluation = -(-EVALUATION_TOKENS // (length - 1))
     wanted = settings.windows + guard + evaluation
@@ -56,6 +53,15 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
     second = first + round(len(found) * guard / wanted)
     parts = (order[:first], order[first:second], order[second:])
     return Windows(*(found[part.sort().values] for part in parts))
+
+
+def window_length(config: PreTrainedConfig, settings: Settings) -> int:
+    """Tokens in a window. Raises LorashearError where the model does not have as many positions."""
+    most = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 512)
+    length = settings.context or min(most, 512)
+    if length > most:
+        raise LorashearError(f"context is {length}, but the model's positions end at {most}")
+    return length
 
 
 def batches(windows: torch.Tensor, vocabulary: int, device: str) -> list[Batch]:

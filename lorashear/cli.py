@@ -8,12 +8,15 @@ import sys
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorashear.errors import Fault, LorashearError
 from lorashear.terminal import Terminal
+
+if TYPE_CHECKING:
+    from lorashear.estimate import Estimate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Argument(help="folder or hub id")]
@@ -72,6 +75,7 @@ def compile_(
     revision: Revision = None,
     trust_remote_code: Remote = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -79,6 +83,12 @@ def compile_(
     from lorashear.compiler import compile
 
     with Terminal() as terminal:
+
+        def estimated(estimate: Estimate) -> None:
+            terminal.say(str(estimate))
+            if dry_run:
+                raise typer.Exit
+
         result = compile(
             model,
             ratio,
@@ -96,6 +106,7 @@ def compile_(
             trust_remote_code=trust_remote_code,
             seed=seed,
             overwrite=overwrite,
+            estimated=estimated,
             say=terminal.say,
             progress=terminal.progress,
         )

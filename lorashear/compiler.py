@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from functools import cached_property, partial
@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorashear import checkpoint, evaluate, models, report
-from lorashear.calibration import Windows, batches, read_windows
+from lorashear.calibration import GUARD_SHARE, Windows, batches, read_windows, window_length
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
+from lorashear.estimate import Estimate
 from lorashear.folder import wanted_slice, write_folder, write_json
 from lorashear.output import check_target, output_folder
 from lorashear.planning import lower
@@ -84,6 +85,7 @@ def compile(
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    estimated: Callable[[Estimate], None] | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -94,6 +96,7 @@ def compile(
         model: a folder, a hub id, or a transformers model (then ``tokenizer`` is needed to use text).
         out: the result folder; a temporary one where it is left out.
         text: .txt, .jsonl or .parquet files to calibrate on; without text structures are ranked by magnitude.
+        estimated: called, before weights are read, with what the run will take; one that raises ends it there.
         say, progress: called with a line for each stage, and with (stage, done, total).
         settings: see `lorashear.config.Settings`.
 
@@ -112,7 +115,8 @@ def compile(
         target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
         source = checkpoint.Checkpoint.open(folder)
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
-        return _compile(source, name, target, wanted, texts, trust_remote_code, overwrite, Stages(say, progress))
+        stages = Stages(say, progress)
+        return _compile(source, name, target, wanted, texts, trust_remote_code, overwrite, stages, estimated)
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
@@ -136,10 +140,13 @@ def _compile(
     trust_remote_code: bool,
     overwrite: bool,
     stage: Stages,
+    estimated: Callable[[Estimate], None] | None,
 ) -> CompileResult:
+    config = models.read_config(source.folder, trust_remote_code=trust_remote_code)
+    twin = models.build_twin(config, trust_remote_code=trust_remote_code)
+    if estimated:
+        estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
-        config = models.read_config(source.folder, trust_remote_code=trust_remote_code)
-        twin = models.build_twin(config, trust_remote_code=trust_remote_code)
         storage = Storage.of(source, twin)
         storage.check(source, twin)
         source.check_finite()
@@ -179,6 +186,26 @@ def _compile(
         content = _report(source, storage, name, folder, settings, groups, outcome, plan, stage, before, after, windows)
         _finish(folder, plan, content)
     return CompileResult(target, plan, content)
+
+
+def _estimate(
+    source: checkpoint.Checkpoint, twin: PreTrainedModel, settings: Settings, text: bool, target: Path
+) -> Estimate:
+    windows = settings.windows + -(-settings.windows // GUARD_SHARE)
+    table: Any = twin.get_input_embeddings()
+    vocabulary, hidden = map(int, table.weight.shape)
+    length = window_length(twin.config, settings)
+    shapes = [tuple(p.shape) for p in twin.parameters()]
+    return Estimate.of_compile(
+        source,
+        shapes,
+        settings,
+        target,
+        tokens=windows * length if text else 0,
+        batch=evaluate.batch_size(length, vocabulary) * length,
+        hidden=hidden,
+        vocabulary=vocabulary,
+    )
 
 
 def _judged(model: torch.nn.Module, windows: Windows | None) -> evaluate.Perplexity | None:

@@ -67,7 +67,7 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
     if found is not None:
         return found, ""
     found, further = _by_modules(config, groups, removed)
-    return found, f"{reason}, and {further}"
+    return found, "" if found is not None else f"{reason}, and {further}"
 
 
 def by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:

@@ -1,38 +1,79 @@
-"""What a slice will take, known before it begins: bytes read and written, room on the disk, memory. No torch here."""
+"""What work will take, known before it begins: bytes read and written, room on the disk, memory. No torch here."""
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from lorashear.checkpoint import Checkpoint
+from lorashear.config import Settings
 from lorashear.slicing import Slice, buffer_bytes
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: ``read`` at most, ``written`` exactly, but for files of some kilobytes beside the tensors; ``free`` on the
-    disk now; ``memory`` at most, beyond the interpreter and what it imports."""
+    """Bytes: ``read`` and ``written`` at most, the latter exactly for a slice, but for files of some kilobytes beside the
+    tensors; ``free`` on the disk now; ``memory`` at most on ``device``, beyond the interpreter and what it imports."""
 
     read: int
     written: int
     free: int
     memory: int
+    device: str = "cpu"
 
     @classmethod
     def of(cls, wanted: Slice, target: Path) -> Self:
         """For a slice that goes to a folder, which need not exist yet."""
-        nearest = next(
-            folder for folder in (target.expanduser().resolve(), *target.resolve().parents) if folder.exists()
-        )
         return cls(
-            read=wanted.source.bytes,
-            written=wanted.layout.bytes,
-            free=shutil.disk_usage(nearest).free,
-            memory=buffer_bytes(wanted),
+            read=wanted.source.bytes, written=wanted.layout.bytes, free=_free(target), memory=buffer_bytes(wanted)
+        )
+
+    @classmethod
+    def of_compile(
+        cls,
+        source: Checkpoint,
+        shapes: Collection[tuple[int, ...]],
+        settings: Settings,
+        target: Path,
+        *,
+        tokens: int,
+        batch: int,
+        hidden: int,
+        vocabulary: int,
+    ) -> Self:
+        """For a model whose parameters have these shapes.
+
+        ``tokens`` are calibrated on, and ``batch`` go through the model at once to measure a loss: 0 without text, when
+        nothing is refitted.
+
+        The model is held once to compute with and, at most, once more as refitted weights; the widest input of a matrix
+        has a covariance in float32 and five matrices of its size in float64 while it is ordered and refitted; three states
+        of the residual stream are held for every token, and four of the widest input and two of the logits for a batch.
+        """
+        itemsize = 4 if settings.dtype == "float32" or (settings.dtype is None and settings.device == "cpu") else 2
+        rows, widest = max((shape for shape in shapes if len(shape) == 2), key=lambda shape: shape[1], default=(0, 0))
+        weights = sum(map(math.prod, shapes)) * itemsize
+        refit = 44 * widest**2 + 16 * rows * widest + weights + 3 * tokens * hidden * itemsize
+        measured = batch * (4 * widest + 2 * vocabulary) * itemsize
+        return cls(
+            read=4 * source.bytes,  # looked through for NaN, loaded, hashed, sliced
+            written=source.bytes,
+            free=_free(target),
+            memory=weights + (refit + measured if tokens else 0),
+            device=settings.device,
         )
 
     def __str__(self) -> str:
         read, written, free = (f"{count / 1e9:.2f} GB" for count in (self.read, self.written, self.free))
-        return f"reads {read} at most, writes {written} ({free} are free), in {self.memory / 1e6:.0f} MB of memory"
+        on = "" if self.device == "cpu" else f" on {self.device}"
+        most = f"{self.memory / 1e9:.2f} GB" if self.memory > 1e9 else f"{self.memory / 1e6:.0f} MB"
+        return f"reads {read} at most, writes {written} ({free} are free), in {most} of memory{on}"
+
+
+def _free(target: Path) -> int:
+    target = target.expanduser().resolve()
+    return shutil.disk_usage(next(folder for folder in (target, *target.parents) if folder.exists())).free

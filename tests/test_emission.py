@@ -178,10 +178,12 @@ print(type(model).__name__, type(model).__module__)
 model.save_pretrained({folder!r} + "/saved")
 """
     for first, second in (("lorashear", "transformers"), ("transformers", "lorashear")):
+        (small("gemma2") / "modeling_lorashear.py").write_text("raise SystemExit('code of the folder was run')\n")
         code = script.format(first=first, second=second, folder=str(small("gemma2")))
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.split() == ["LorashearGemma2ForCausalLM", "lorashear.modeling_lorashear"], done.stderr
-    assert (small("gemma2") / "saved" / "modeling_lorashear.py").is_file()
+    own = Path(lorashear.__file__).with_name("modeling_lorashear.py")
+    assert (small("gemma2") / "saved" / "modeling_lorashear.py").read_bytes() == own.read_bytes()
     again = json.loads((small("gemma2") / "saved" / "config.json").read_text())
     assert again["auto_map"]["AutoModelForCausalLM"] == "modeling_lorashear.LorashearGemma2ForCausalLM"
 

@@ -1,0 +1,77 @@
+"""`compile` says beforehand what it will take, and takes no more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lorashear.cli import main
+
+CHILD = """
+import re, sys, threading, time
+from pathlib import Path
+from lorashear.compiler import compile
+model, text, out = sys.argv[1:]
+def private():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+settings = {"text": text, "one_shot": True}
+compile(model, 0.05, out + "-first", windows=2, context=8, **settings)  # whatever is imported late, and read once
+most, estimates, done = [0], [], []
+def watch():
+    while not done:
+        most[0] = max(most[0], private())
+        time.sleep(0.005)
+start = private()
+threading.Thread(target=watch, daemon=True).start()
+compile(model, 0.3, out, estimated=estimates.append, windows=16, **settings)
+done.append(True)
+print(most[0] - start, estimates[0].memory)
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small LLaMA, wide enough for its memory to be seen beside that of torch."""
+    path = tmp_path_factory.mktemp("wide") / "model"
+    sizes = {"hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **sizes)).save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
+    return path
+
+
+def test_memory_stays_under_the_estimate(wide: Path, text: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHILD, wide, text, tmp_path / "out"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    taken, estimated = map(int, done.stdout.split())
+    assert taken < estimated < 5 * taken
+
+
+def test_a_dry_run_reads_no_weights_and_writes_nothing(
+    wide: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lorashear.checkpoint.Checkpoint.read", None)
+    out = tmp_path / "out"
+    command = [
+        "compile",
+        str(wide),
+        "--ratio",
+        "0.2",
+        "--out",
+        str(out),
+        "--one-shot",
+        "--text",
+        str(text),
+        "--dry-run",
+    ]
+    monkeypatch.setattr(sys, "argv", ["lorashear", *command])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0 and printed.out == ""
+    assert printed.err.startswith("reads 0.00 GB at most, writes 0.00 GB (") and "MB of memory" in printed.err
+    assert not out.exists()
