@@ -66,7 +66,7 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
     found, reason = by_fields(config, groups, removed)
     if found is not None:
         return found, ""
-    found, further = _by_modules(config, groups, removed)
+    found, further = by_modules(config, groups, removed)
     return found, "" if found is not None else f"{reason}, and {further}"
 
 
@@ -84,7 +84,7 @@ def by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tup
     return None, reason
 
 
-def _by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
+def by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     """As `solve`, with a class generated from a copy of the model whose modules are set to other widths."""
     assert groups.typed is not None
     try:

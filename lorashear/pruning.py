@@ -1,7 +1,8 @@
 """`prune`: chosen structures go, in memory, and a new module comes back; the given one is not touched.
 
-Ways, the plainest that is exact: the model's own class from a changed config; a copy of the model whose modules are
-set to other widths (`rebuild.py`); for a module without a config, its captured program with the sizes rewritten.
+Ways, the plainest that is exact: the model's own class from a changed config; the class generated for it, or, where it is
+no language model, a copy whose modules are set to other widths (`rebuild.py`); for a module without a config, its captured
+program with the sizes rewritten.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ def pruned(
 ) -> torch.nn.Module:
     """As `prune`, for a model with a config, whose groups are known already."""
     _check(groups, removed)
-    made, reason = emit.solve(config, groups, removed)
+    made, reason = emit.by_fields(config, groups, removed)
     if made is None:
+        made, _ = emit.by_modules(config, groups, removed)
+    if made is None:  # its class may be another one than that of its config's language model
         return _rebuilt(model, groups, removed, inputs, reason)
     return _own_class(model, made, groups, removed)
 

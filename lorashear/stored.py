@@ -38,11 +38,11 @@ def parts(model: PreTrainedModel) -> dict[str, Part]:
     names, firsts = list(begins), list(begins.values())
     found: dict[str, Part] = {}
     for stored, first in numbered[0].items():
-        parameter = names[bisect.bisect_right(firsts, int(first.flatten()[0])) - 1] if first.numel() else stored
+        parameter = names[bisect.bisect_right(firsts, int(first[(0,) * first.dim()])) - 1] if first.numel() else stored
         shape = tuple(held[parameter].shape)
-        dims = [each[stored] - begins[parameter] for each in numbered[: len(shape)]]
-        places = tuple(_places(dims, shape))
-        if not _made_of(dims, places, shape):
+        dims = [each[stored] for each in numbered[: len(shape)]]
+        places = tuple(_places(dims, shape, begins[parameter]))
+        if not _made_of(dims, places, shape, begins[parameter]):
             raise LorashearError(
                 f"{type(model).__name__} stores tensor '{stored}' as a mixture of its parameters, so that it cannot be cut"
             )
@@ -72,7 +72,7 @@ def _numbers(tensor: torch.Tensor, dim: int, begin: int) -> torch.Tensor:
     return row.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]).expand(tensor.shape)
 
 
-def _places(numbered: list[torch.Tensor], shape: tuple[int, ...]) -> Iterator[Place]:
+def _places(numbered: list[torch.Tensor], shape: tuple[int, ...], begin: int) -> Iterator[Place]:
     """Where each dim of the parameter went: the dim of the stored tensor along which its numbers change."""
     free = [dim for dim in range(numbered[0].dim())] if numbered else []
     along: dict[int, int] = {}
@@ -87,8 +87,8 @@ def _places(numbered: list[torch.Tensor], shape: tuple[int, ...]) -> Iterator[Pl
             along[number] = single[0]
             free.remove(single[0])
         dim = along.get(number)
-        index = int(each[(0,) * each.dim()])
-        yield Place(dim, _line(each, dim) if dim is not None else range(index, index + 1))
+        index = int(each[(0,) * each.dim()]) - begin
+        yield Place(dim, _line(each, dim, begin) if dim is not None else range(index, index + 1))
 
 
 def _moves(numbers: torch.Tensor, dim: int) -> bool:
@@ -96,23 +96,27 @@ def _moves(numbers: torch.Tensor, dim: int) -> bool:
     return bool(first != second)
 
 
-def _line(numbers: torch.Tensor, dim: int) -> Sequence[int]:
+def _line(numbers: torch.Tensor, dim: int, begin: int) -> Sequence[int]:
     at: list[Any] = [0] * numbers.dim()
     at[dim] = slice(None)
-    line = numbers[tuple(at)].tolist()
-    run = range(line[0], line[0] + len(line)) if line else range(0)
-    return run if all(a == b for a, b in zip(line, run, strict=True)) else line
+    line = numbers[tuple(at)] - begin
+    if not len(line):
+        return range(0)
+    first = int(line[0])
+    run = range(first, first + len(line))
+    return run if bool((line == torch.arange(run.start, run.stop)).all()) else line.tolist()
 
 
-def _made_of(numbered: list[torch.Tensor], places: tuple[Place, ...], shape: tuple[int, ...]) -> bool:
+def _made_of(numbered: list[torch.Tensor], places: tuple[Place, ...], shape: tuple[int, ...], begin: int) -> bool:
     """Whether the numbers are those of one parameter and change along no other dim."""
     for each, place, size in zip(numbered, places, shape, strict=True):
-        line = torch.tensor(place.indices, dtype=torch.long)
+        indices = place.indices
+        line = torch.arange(indices.start, indices.stop) if isinstance(indices, range) else torch.tensor(indices)
         if each.numel() and not 0 <= int(line.min()) <= int(line.max()) < size:
             return False
         expected = line.reshape([-1 if d == place.dim else 1 for d in range(each.dim())])
         rows = [slice(None) if stride or d == place.dim else slice(1) for d, stride in enumerate(each.stride())]
-        if not bool((each[tuple(rows)] == expected).all()):
+        if not bool((each[tuple(rows)] == expected + begin).all()):
             return False
     return True
 
