@@ -17,7 +17,10 @@ from transformers import AutoModelForCausalLM
 
 import lorashear
 from lorashear import emit
+from lorashear.checkpoint import Checkpoint
 from lorashear.models import build_twin, read_config
+from lorashear.planning import lower
+from lorashear.pruning import pruned as in_memory
 from lorashear_ir.groups import Groups
 from tools.families import NAMED, TOKENS, TOLERANCE, Case, causal, falcon, rope
 
@@ -96,15 +99,17 @@ def chosen(groups: Groups) -> dict[str, list[int]]:
 def pruned(case: Case, work: Path) -> Path:
     """The folder of a pruned family, with the logits of the model pruned in memory beside it."""
     source = saved(case, work / "source")
-    groups = lorashear.groups(source)
+    twin = build_twin(read_config(source))
+    groups = lorashear.groups(twin)  # once for the plan and for the model in memory
     removed = chosen(groups)
     assert removed
-    plan = lorashear.plan(source, removed)
+    plan = lower(Checkpoint.open(source), twin, groups, removed, {})
     assert plan.route == "generated"
     lorashear.apply(plan, source, work / "out")
     dense = AutoModelForCausalLM.from_pretrained(source).eval()
+    small = in_memory(dense, dense.config, groups, removed)
     with torch.inference_mode():
-        before, after = (model(input_ids=TOKENS).logits for model in (dense, lorashear.prune(dense, removed)))
+        before, after = (model(input_ids=TOKENS).logits for model in (dense, small))
     assert (before - after).abs().max() > 1e-3 * before.abs().max(), "the plan changes nothing"
     save_file({"logits": after}, work / "out" / "want.safetensors")
     return work / "out"
