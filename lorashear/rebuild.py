@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +92,20 @@ def _searched(
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
     tried: dict[frozenset[Setting], tuple[tuple[int, int], str]] = {}
+    recorded: list[bool] = []  # whether the model itself can be, known once a copy could not
 
     def agree(settings: Collection[Setting]) -> tuple[tuple[int, int], str]:
         key = frozenset(settings)
         if key not in tried:
             for setting in settings:
                 _set(small, setting)
-            tried[key] = _agreement(small, inputs, wanted)
+            tried[key] = _agreement(small, inputs, wanted, can_be_recorded)
         return tried[key]
+
+    def can_be_recorded() -> bool:
+        if not recorded:
+            recorded.append(_records(model, inputs))
+        return recorded[0]
 
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
@@ -128,11 +134,31 @@ def _searched(
     return None, reason
 
 
-def _agreement(small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph) -> tuple[tuple[int, int], str]:
-    """How many operators of the copy are as wanted and how many ran, and what the first other one is."""
+def _records(model: torch.nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a recording shows the whole program."""
+    try:
+        with adapters.every_one(model):
+            capture(model, inputs, recorded=True)
+    except CaptureError:
+        return False
+    return True
+
+
+def _agreement(
+    small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph, can_be_recorded: Callable[[], bool]
+) -> tuple[tuple[int, int], str]:
+    """How many operators of the copy are as wanted and how many ran, and what the first other one is.
+
+    A copy that stops where the model can be recorded is a wrong one: torch.export would find no other way through it.
+    """
     try:
         with adapters.every_one(small):
-            made = capture(small, inputs)
+            try:
+                made = capture(small, inputs, recorded=True)
+            except CaptureError:
+                if can_be_recorded():
+                    raise
+                made = capture(small, inputs)
             agreed, wrong = agreement(made, wanted)
     except CaptureError as error:
         if error.partial is None:

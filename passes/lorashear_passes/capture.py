@@ -33,10 +33,11 @@ class CaptureError(ValueError):
     partial: Graph | None = None
 
 
-def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
+def capture(model: torch.nn.Module, inputs: Mapping[str, Any], *, recorded: bool = False) -> Graph:
     """Trace ``model(**inputs)`` in eval mode; sizes are those of the inputs. The model is left as it was.
 
-    One forward is recorded. What a recording cannot show goes through torch.export: slower, and the same graph.
+    One forward is recorded. What a recording cannot show goes through torch.export: slower, and the same graph. With
+    ``recorded`` it does not: for a model that is like one which could be recorded.
 
     Raises:
         CaptureError: the model cannot be traced with these inputs.
@@ -54,6 +55,8 @@ def capture(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Graph:
             stopped = refused
         log.debug("%s goes through torch.export: %s", name, _first_line(stopped))
         try:
+            if recorded:
+                raise stopped
             with quiet():
                 return export(model, inputs)
         except Exception as error:
