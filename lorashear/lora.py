@@ -28,6 +28,7 @@ _NAMES = re.compile(
 _LEFT = {"lora_A.weight", "lora_embedding_A"}
 _COPY = "base_layer.weight"  # peft saves embeddings that it adapts whole as well
 _WHOLE = TensorCut({})
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")  # others leave a base model that is not the one on disk
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Adapter:
             raise LorashearError(
                 f"'{folder}' is a {config.get('peft_type')} adapter; only LORA can be sliced or merged"
             )
+        begun = config.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower() not in _PLAIN_STARTS:
+            raise LorashearError(
+                f"'{folder}' began with {begun}, which changes the base weights as well: save it with peft's "
+                "path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            )
         held = Checkpoint(folder, config, tensors_of(folder / WEIGHTS))
         return cls(folder, config, held, _adapted(folder, config, held, base))
 
@@ -70,6 +77,9 @@ class Adapter:
                 f"'{self.folder}' is a DoRA adapter, which needs the whole weight's norms: keep it (--adapter keep), or "
                 "merge it with peft first"
             )
+        for option in ("alora_invocation_tokens", "use_qalora", "layer_replication"):
+            if self.config.get(option):
+                raise LorashearError(f"'{self.folder}' has {option}, which no merged weight can have: keep it instead")
 
     def added(self, weight: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """What the adapter adds to some rows and columns of a weight, in float32."""
@@ -81,7 +91,7 @@ class Adapter:
 
     def _part(self, found: Adapted, which: str) -> np.ndarray:
         info = next(info for name, info in found.parts.items() if name.split(".")[0].endswith(f"_{which}"))
-        return as_float(self.held.view(info), info.dtype)
+        return as_float(self.held.view(info), info.dtype).astype(np.float32, copy=False)
 
     def cuts(self, cuts: Mapping[str, TensorCut]) -> dict[str, TensorCut]:
         """The cuts of the adapter's own tensors that go with those of the base model's, by name on disk."""

@@ -167,6 +167,10 @@ def test_what_is_no_adapter_of_this_model(tmp_path: Path) -> None:
     config = json.loads((trained / "adapter_config.json").read_text())
     (trained / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
     refused(trained, "is a IA3 adapter; only LORA can be sliced or merged")
+    (trained / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+    refused(trained, "began with pissa, which changes the base weights as well")
+    (trained / "adapter_config.json").write_text(json.dumps({**config, "alora_invocation_tokens": [1]}))
+    refused(trained, "has alora_invocation_tokens, which no merged weight can have")
     wide = tmp_path / "wide"
     AutoModelForCausalLM.from_config(tiny("llama", intermediate_size=50)).save_pretrained(wide)
     refused(adapter(tmp_path / "5", wide, target_modules=["up_proj"]), r"which do not make \[48, 32\]")
