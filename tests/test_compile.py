@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -244,3 +246,21 @@ def test_rope_fields_are_written_in_both_spellings(folder: Path, tmp_path: Path)
     with torch.inference_mode():
         want = lorashear.prune(lorashear.load(scaled), removed)(input_ids=tokens).logits
         assert torch.equal(lorashear.load(tmp_path / "small")(input_ids=tokens).logits, want)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_result_can_be_pushed_to_the_hub(folder: Path, tmp_path: Path, per_layer: bool) -> None:
+    """Plain files with plain names, no pickle, nothing that leaves the folder, and a card whose front matter is sound."""
+    out = tmp_path / "small"
+    compile(folder, out, None, per_layer=per_layer)
+    files = [path for path in out.rglob("*") if not path.is_dir()]
+    assert all(path.is_file() and not path.is_symlink() for path in files)
+    names = [str(path.relative_to(out)) for path in files]
+    assert all(re.fullmatch(r"[\w./-]+", name) and not name.startswith((".", "/")) for name in names)
+    assert not any(name.endswith((".bin", ".pt", ".pkl", ".ckpt")) for name in names)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict() == {
+        **{"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lorashear", "pruned"]},
+    }
+    assert str(tmp_path) not in card.content and str(folder) not in card.content
+    assert not any(str(folder.parent) in (out / name).read_text() for name in names if name.endswith(".json"))
