@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import MistralConfig, PreTrainedConfig
+from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
 
 from lorashear.errors import LorashearError
 from lorashear.fields import (
@@ -142,18 +142,29 @@ def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph)
     with _Unstored(), torch.no_grad():
         old, new = (build(config, "cpu") for config in (before, after))
         for model in (old, new):
-            for path, module in model.named_modules():
-                try:
-                    if module._non_persistent_buffers_set:
-                        model._init_weights(module)  # pyright: ignore[reportCallIssue]
-                except (RuntimeError, ValueError, TypeError) as error:
-                    return f"when it is loaded, {path} fails: {error}"
+            wrong = _made_anew(model)
+            if wrong:
+                return wrong
     for source in graph.sources:
         if source.role not in ("buffer", "constant"):
             continue
         held, other = (_held(model, source.path) for model in (old, new))
         if held is not None and (other is None or not torch.equal(held, other)):
             return f"{source.path}, which is not stored, has other values"
+    return ""
+
+
+def _made_anew(model: torch.nn.Module) -> str:
+    """Let a model make its unstored tensors as it does when it is loaded; what fails."""
+    models = {path: part for path, part in model.named_modules() if isinstance(part, PreTrainedModel)}
+    for path, module in model.named_modules():
+        if module._non_persistent_buffers_set:
+            # Of the models that a module lies in, the innermost makes its weights.
+            owner = models[max((p for p in models if p == "" or f"{path}.".startswith(f"{p}.")), key=len)]
+            try:
+                owner._init_weights(module)
+            except (RuntimeError, ValueError, TypeError) as error:
+                return f"when it is loaded, {path} fails: {error}"
     return ""
 
 

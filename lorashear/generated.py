@@ -50,7 +50,10 @@ def generated(
     values["module_overrides"] = overrides(build(whole, "meta"), small)
     if by_layer:
         values["per_layer_config"] = {str(layer): own_fields for layer, own_fields in by_layer.items()}
-    return own.from_dict(values)
+    try:
+        return own.from_dict(values)
+    except RuntimeError:  # a class that reads such a field when it is made, where transformers lets nobody read it
+        return own.from_dict({name: value for name, value in values.items() if name != "per_layer_config"})
 
 
 def overrides(dense: torch.nn.Module, small: torch.nn.Module) -> Overrides:

@@ -17,12 +17,19 @@ OWN_FIELDS = ("pruned_from", "module_overrides", "per_layer_config", "auto_map",
 
 
 def __getattr__(name):
-    """The class of that name, made when it is first asked for."""
-    base = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    """The class of that name, made when it is first asked for.
+
+    ``LorashearLlamaForCausalLM_InternLM3Config``: a class of transformers that is used with another's config.
+    """
+    of, _, config = name.removeprefix(PREFIX).partition("_")
+    base = getattr(transformers, of, None) if name.startswith(PREFIX) else None
     if not isinstance(base, type):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    make = _config_class if issubclass(base, transformers.PreTrainedConfig) else _model_class
-    made = globals()[name] = make(name, base)
+    if issubclass(base, transformers.PreTrainedConfig):
+        made = _config_class(name, base)
+    else:
+        made = _model_class(name, base, __getattr__(PREFIX + (config or base.config_class.__name__)))
+    globals()[name] = made
     return made
 
 
@@ -48,24 +55,26 @@ def _config_class(name, base):
     return type(name, (base,), {"__module__": __name__, **body})
 
 
-def _model_class(name, base):
+def _model_class(name, base, config_class):
     def __init__(self, config, *args, **kwargs):
         base.__init__(self, config.unpruned(), *args, **kwargs)
         config._attn_implementation = self.config._attn_implementation
         config._experts_implementation = self.config._experts_implementation
         self.config = config
-        # The base model alone has its modules at the top.
-        prefix = "" if self.base_model_prefix in self._modules else f"{self.base_model_prefix}."
-        _override(self, {p.removeprefix(prefix): v for p, v in config.module_overrides.items() if p.startswith(prefix)})
+        overrides = config.module_overrides
+        if not all(path.partition(".")[0] in ("", *self._modules) for path in overrides):
+            prefix = f"{self.base_model_prefix}."  # the base model alone has its modules at the top
+            overrides = {path.removeprefix(prefix): v for path, v in overrides.items() if path.startswith(prefix)}
+        _override(self, overrides)
 
     body = {
         "__doc__": f"As {base.__name__}, with the shapes and numbers that its config lists.",
         "__init__": __init__,
-        "_auto_class": {"LM": "AutoModelForCausalLM", "el": "AutoModel"}.get(name[-2:]),
-        "config_class": __getattr__(PREFIX + base.config_class.__name__),
+        "_auto_class": {"LM": "AutoModelForCausalLM", "el": "AutoModel"}.get(base.__name__[-2:]),
+        "config_class": config_class,
     }
     # What transformers renames or fuses when it loads the base class, which it finds by name.
-    for known in (base.__name__, base.config_class.model_type):
+    for known in (base.__name__, config_class.__base__.model_type):
         if (conversions := get_checkpoint_conversion_mapping(known)) is not None:
             register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
             break

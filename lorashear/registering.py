@@ -71,8 +71,12 @@ def classes(model_type: str) -> tuple[Any, Any, Any]:
     plain = AutoConfig.for_model(model_type.removeprefix(PREFIX)).__class__
     modeling: Any = importlib.import_module("lorashear.modeling_lorashear")
     auto = (AutoModel, AutoModelForCausalLM)
-    bases: list[Any] = [plain, *(each._model_mapping[plain] for each in auto)]  # pyright: ignore[reportAttributeAccessIssue]
-    config, *models = (getattr(modeling, modeling.PREFIX + base.__name__) for base in bases)
+    config: Any = getattr(modeling, modeling.PREFIX + plain.__name__)
+    models: list[Any] = []
+    for each in auto:
+        base: Any = each._model_mapping[plain]  # pyright: ignore[reportAttributeAccessIssue]
+        other = f"_{plain.__name__}" if base.config_class is not plain else ""
+        models.append(getattr(modeling, f"{modeling.PREFIX}{base.__name__}{other}"))
     AutoConfig.register(config.model_type, config, exist_ok=True)
     for each, made in zip(auto, models, strict=True):
         each.register(config, made, exist_ok=True)
