@@ -145,8 +145,9 @@ def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph)
             wrong = _made_anew(model)
             if wrong:
                 return wrong
+    stored = set(old.state_dict())
     for source in graph.sources:
-        if source.role not in ("buffer", "constant"):
+        if source.role not in ("buffer", "constant") or source.path in stored:
             continue
         held, other = (_held(model, source.path) for model in (old, new))
         if held is not None and (other is None or not torch.equal(held, other)):
@@ -157,14 +158,13 @@ def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph)
 def _made_anew(model: torch.nn.Module) -> str:
     """Let a model make its unstored tensors as it does when it is loaded; what fails."""
     models = {path: part for path, part in model.named_modules() if isinstance(part, PreTrainedModel)}
-    for path, module in model.named_modules():
-        if module._non_persistent_buffers_set:
-            # Of the models that a module lies in, the innermost makes its weights.
-            owner = models[max((p for p in models if p == "" or f"{path}.".startswith(f"{p}.")), key=len)]
-            try:
-                owner._init_weights(module)
-            except (RuntimeError, ValueError, TypeError) as error:
-                return f"when it is loaded, {path} fails: {error}"
+    for path, module in reversed(list(model.named_modules())):  # a module may make what lies in others within it
+        # Of the models that it lies in, the innermost makes its weights.
+        owner = models[max((p for p in models if p == "" or f"{path}.".startswith(f"{p}.")), key=len)]
+        try:
+            owner._init_weights(module)
+        except (RuntimeError, ValueError, TypeError) as error:
+            return f"when it is loaded, {path} fails: {error}"
     return ""
 
 

@@ -41,6 +41,8 @@ def _config_class(name, base):
         made.name_or_path = self.name_or_path
         made._attn_implementation = self._attn_implementation
         made._experts_implementation = self._experts_implementation
+        # By this name transformers would look up once more, for the model within, what to rename and fuse.
+        made.model_type = self.model_type
         return made
 
     body = {
@@ -70,6 +72,8 @@ def _model_class(name, base, config_class):
     body = {
         "__doc__": f"As {base.__name__}, with the shapes and numbers that its config lists.",
         "__init__": __init__,
+        # Custom code is not trusted to make anew only what is not loaded; what this class makes is its base's.
+        "is_custom_code": classmethod(lambda cls: base.is_custom_code()),
         "_auto_class": {"LM": "AutoModelForCausalLM", "el": "AutoModel"}.get(base.__name__[-2:]),
         "config_class": config_class,
     }
