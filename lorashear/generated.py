@@ -43,7 +43,7 @@ def generated(
     whole = unpruned(config)
     fields = whole.to_dict()
     everywhere, by_layer = _fields(whole, dense, groups, removed)
-    own = registering.classes(whole.model_type)[0]
+    own = registering.classes(whole.model_type)["AutoConfig"]
     values: dict[str, Any] = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
     values |= everywhere
     values["pruned_from"] = {name: fields[name] for name, value in everywhere.items() if fields[name] != value}

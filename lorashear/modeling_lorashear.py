@@ -19,9 +19,9 @@ OWN_FIELDS = ("pruned_from", "module_overrides", "per_layer_config", "auto_map",
 def __getattr__(name):
     """The class of that name, made when it is first asked for.
 
-    ``LorashearLlamaForCausalLM_InternLM3Config``: a class of transformers that is used with another's config.
+    ``LorashearLlamaForCausalLM__InternLM3Config``: a class of transformers that is used with another's config.
     """
-    of, _, config = name.removeprefix(PREFIX).partition("_")
+    of, _, config = name.removeprefix(PREFIX).partition("__")
     base = getattr(transformers, of, None) if name.startswith(PREFIX) else None
     if not isinstance(base, type):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -71,14 +71,10 @@ def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any
         if name in before:
             content["dtype"] = before[name]
     if made.route == "generated":
-        config, model, causal = (each.__name__ for each in registering.classes(made.config.model_type))
+        classes = registering.classes(made.config.model_type)
         module = MODELING_FILE.removesuffix(".py")
-        content["architectures"] = [causal]
-        content["auto_map"] = {
-            "AutoConfig": f"{module}.{config}",
-            "AutoModel": f"{module}.{model}",
-            "AutoModelForCausalLM": f"{module}.{causal}",
-        }
+        content["architectures"] = [classes["AutoModelForCausalLM"].__name__]
+        content["auto_map"] = {auto: f"{module}.{each.__name__}" for auto, each in classes.items()}
     rope = content.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         # Engines that read only the legacy spelling fall back to theta 10000 without a word.

@@ -57,27 +57,30 @@ class _Config:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        return classes(config_dict["model_type"])[0].from_dict(config_dict, **kwargs)
+        return classes(config_dict["model_type"])["AutoConfig"].from_dict(config_dict, **kwargs)
 
 
-def classes(model_type: str) -> tuple[Any, Any, Any]:
-    """The classes of a result's config, base model and language model, registered; for ``gemma2`` or ``lorashear_gemma2``.
+def classes(model_type: str) -> dict[str, Any]:
+    """The generated classes for ``gemma2`` or ``lorashear_gemma2``, registered, by the auto class that each belongs to.
+
+    There are ``AutoConfig``, ``AutoModelForCausalLM`` and, where transformers has a model without a head, ``AutoModel``.
 
     Raises:
         KeyError: transformers has no language model of that type.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
-    plain = AutoConfig.for_model(model_type.removeprefix(PREFIX)).__class__
+    plain: Any = CONFIG_MAPPING[model_type.removeprefix(PREFIX)]
     modeling: Any = importlib.import_module("lorashear.modeling_lorashear")
-    auto = (AutoModel, AutoModelForCausalLM)
     config: Any = getattr(modeling, modeling.PREFIX + plain.__name__)
-    models: list[Any] = []
-    for each in auto:
-        base: Any = each._model_mapping[plain]  # pyright: ignore[reportAttributeAccessIssue]
-        other = f"_{plain.__name__}" if base.config_class is not plain else ""
-        models.append(getattr(modeling, f"{modeling.PREFIX}{base.__name__}{other}"))
     AutoConfig.register(config.model_type, config, exist_ok=True)
-    for each, made in zip(auto, models, strict=True):
-        each.register(config, made, exist_ok=True)
-    return config, models[0], models[1]
+    found = {"AutoConfig": config}
+    for auto in (AutoModel, AutoModelForCausalLM):
+        mapping: Any = auto._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+        if auto is AutoModel and plain not in mapping:
+            continue
+        base = mapping[plain]
+        other = f"__{plain.__name__}" if base.config_class is not plain else ""
+        made = found[auto.__name__] = getattr(modeling, f"{modeling.PREFIX}{base.__name__}{other}")
+        auto.register(config, made, exist_ok=True)
+    return found

@@ -37,8 +37,13 @@ APART: dict[str, dict[str, int]] = {
 }
 """Numbers that must not equal a width which the class reads from nowhere: they would be taken for it."""
 
-ODD = [name for name in ("internlm3", "llama4_text", "axk1", "laguna") if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-"""Another config's class; a prefix that no parameter has; names that would be read as others if changed twice."""
+ODD = [
+    name
+    for name in ("internlm3", "llama4_text", "axk1", "laguna", "qwen3_5_text")
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+]
+"""Another config's class; a prefix that no parameter has; names that would be read as others if changed twice; an
+underscore in the name of a class."""
 
 CASES = [
     *(causal(name, **APART.get(name, {})) for name in (*NAMED, *ODD)),
