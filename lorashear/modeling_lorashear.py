@@ -7,6 +7,7 @@ the shapes and the numbers that ``module_overrides`` lists for it. The other fie
 """
 
 import copy
+import sys
 
 import torch
 import transformers
@@ -28,7 +29,7 @@ def __getattr__(name):
     if issubclass(base, transformers.PreTrainedConfig):
         made = _config_class(name, base)
     else:
-        made = _model_class(name, base, __getattr__(PREFIX + (config or base.config_class.__name__)))
+        made = _model_class(name, base, getattr(sys.modules[__name__], PREFIX + (config or base.config_class.__name__)))
     globals()[name] = made
     return made
 
