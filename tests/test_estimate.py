@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lorashear.cli import main
 
 CHILD = """
-import re, sys, threading, time
+import ctypes, gc, re, sys, threading, time
 from pathlib import Path
 from lorashear.compiler import compile
 model, text, out = sys.argv[1:]
@@ -25,6 +25,8 @@ def watch():
     while not done:
         most[0] = max(most[0], private())
         time.sleep(0.005)
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # what the first has freed is the system's again, so that the second is seen to take it
 start = private()
 threading.Thread(target=watch, daemon=True).start()
 compile(model, 0.3, out, estimated=estimates.append, windows=16, **settings)
