@@ -63,10 +63,11 @@ def one_layer(config: PreTrainedConfig, groups: Groups, removed: Removed) -> Pre
     return single if any(after.get(name) != before.get(name) for name in few) else None
 
 
-def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> Changes:
+def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> list[Changes]:
     """The fields that the class reads the width of these groups from, each with its value at one structure less in all.
 
-    Empty where there are none. What the config itself would refuse, as heads that do not divide a width, does not count.
+    The fewest that do, then, if they differ, the most that fit; none where the config has no such field. What the config
+    itself would refuse, as heads that do not divide a width, does not count.
     """
     removed = {name: [block * groups[name].axis.size for block in range(groups[name].blocks)] for name in names}
     single = one_layer(config, groups, removed)
@@ -77,7 +78,7 @@ def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> 
         vars(changed).update(changes)
         return missing(changed, wanted, whole=single is None)
 
-    return next(solutions(config, groups, removed, misses), {})
+    return list(solutions(config, groups, removed, misses))
 
 
 def solutions(

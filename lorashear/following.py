@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from lorashear.fields import Removed, build, driven, one_layer
-from lorashear_ir.groups import Groups
+from lorashear_ir.groups import Group, Groups
 
 Numbers = dict[tuple[type, str], list[Any]]
 
@@ -33,16 +33,24 @@ def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozens
     followers: set[tuple[type, str]] = set()
     seen: list[set[tuple[type, str]]] = []
     for names in families.values():
-        changes = driven(config, groups, names)
-        if not changes:
+        found = driven(config, groups, names)
+        if not found:
             return frozenset()
         base = one_layer(config, groups, {name: removed[name] for name in names}) or config
-        changed = copy.copy(base)
-        vars(changed).update(changes)
-        before, after = (_numbers(build(each, "meta")) for each in (base, changed))
+        before = _numbers(build(base, "meta"))
         seen.append(set(before))
-        followers |= {at for at, values in before.items() if after.get(at) != values}
+        # What only ever multiplies another width, as groups of experts, shows in no shape: any field may be its own.
+        for changes in found[:1] if all(_stands_alone(groups[name]) for name in names) else found:
+            changed = copy.copy(base)
+            vars(changed).update(changes)
+            after = _numbers(build(changed, "meta"))
+            followers |= {at for at, values in before.items() if after.get(at) != values}
     return frozenset(set.intersection(*seen) - followers) if seen else frozenset()
+
+
+def _stands_alone(group: Group) -> bool:
+    """Whether some dim of a tensor is the axis itself."""
+    return any(dim == group.axis for dim in group.dims)
 
 
 def _numbers(model: torch.nn.Module) -> Numbers:

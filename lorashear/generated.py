@@ -106,7 +106,7 @@ def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Rem
         if all(share == 1 for share in left.values()):
             continue
         size = dense[names[0]].axis.size
-        for field, value in driven(whole, dense, names).items():
+        for field, value in next(iter(driven(whole, dense, names)), {}).items():
             unpruned_value = Fraction(before[field] or value * Fraction(size, size - 1))
             for name, share in left.items():
                 at = _layer(name), field

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 import lorashear
 from lorashear import emit
 from lorashear.fields import search
+from lorashear.following import still
 from lorashear.models import analysed
 from lorashear_ir.groups import Groups
 from tools.families import tiny
@@ -68,6 +69,24 @@ def test_a_field_that_has_the_same_number_by_chance_stays() -> None:
     assert made is not None
     new = made.config
     assert (new.hidden_size, new.max_position_embeddings, new.sliding_window) == (63, 64, 64)
+
+
+def test_numbers_in_modules_that_only_look_like_a_width_are_still() -> None:
+    config = tiny("mistral", hidden_size=64, max_position_embeddings=64, sliding_window=64)
+    with torch.device("meta"):
+        groups = analysed(AutoModelForCausalLM.from_config(config).eval())
+    fixed = {name for _, name in still(config, groups, of_kind(groups, "hidden"))}
+    assert {"sliding_window", "max_position_embeddings"} <= fixed
+    assert "hidden_size" not in fixed
+
+
+def test_a_number_that_shows_in_no_shape_by_itself_is_not_still() -> None:
+    """The experts of DeepSeek-V3 are groups times experts: one group less is read from a field that no shape needs."""
+    model, groups = family("deepseek_v3")
+    removed = {"model.layers.1.mlp.channel": [0]}
+    fixed = {name for _, name in still(model.config, groups, removed)}  # type: ignore[arg-type]
+    assert "topk_group" in fixed
+    assert not {"n_group", "num_group"} & fixed
 
 
 def test_fields_that_must_change_together() -> None:
