@@ -157,6 +157,8 @@ def _recomputed(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph)
 
 def _made_anew(model: torch.nn.Module) -> str:
     """Let a model make its unstored tensors as it does when it is loaded; what fails."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # as the loader marks what it has read, so that it is left alone
     models = {path: part for path, part in model.named_modules() if isinstance(part, PreTrainedModel)}
     for path, module in reversed(list(model.named_modules())):  # a module may make what lies in others within it
         # Of the models that it lies in, the innermost makes its weights.

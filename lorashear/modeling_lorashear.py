@@ -69,12 +69,16 @@ def _model_class(name, base, config_class):
             prefix = f"{self.base_model_prefix}."  # the base model alone has its modules at the top
             overrides = {path.removeprefix(prefix): v for path, v in overrides.items() if path.startswith(prefix)}
         _override(self, overrides)
+        loop_over_odd_experts(self)
 
     body = {
         "__doc__": f"As {base.__name__}, with the shapes and numbers that its config lists.",
         "__init__": __init__,
-        # Custom code is not trusted to make anew only what is not loaded; what this class makes is its base's.
+        # transformers reads in a class's file what its code can do. This class's code is its base's: it makes anew only
+        # what is not loaded, and takes other implementations where its base does.
         "is_custom_code": classmethod(lambda cls: base.is_custom_code()),
+        "_can_set_attn_implementation": classmethod(lambda cls: base._can_set_attn_implementation()),
+        "_can_set_experts_implementation": classmethod(lambda cls: base._can_set_experts_implementation()),
         "_auto_class": {"LM": "AutoModelForCausalLM", "el": "AutoModel"}.get(base.__name__[-2:]),
         "config_class": config_class,
     }
@@ -84,6 +88,21 @@ def _model_class(name, base, config_class):
             register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
             break
     return type(name, (base,), {"__module__": __name__, **body})
+
+
+def loop_over_odd_experts(model):
+    """torch's grouped matrix product of experts wants rows of whole 16 bytes; those of other widths take a loop."""
+    if has_odd_experts(model):
+        for module in model.modules():
+            config = getattr(module, "config", None)
+            if config is not None and getattr(config, "_experts_implementation", None) == "grouped_mm":
+                config._experts_implementation = "eager"
+
+
+def has_odd_experts(model):
+    """Whether the rows of some experts' weights are not whole 16 bytes in half precision, which a model may be moved to."""
+    stacked = (p for m in model.modules() if not isinstance(m, torch.nn.Conv1d) for p in m._parameters.values())
+    return any(p is not None and p.dim() == 3 and any(size % 8 for size in p.shape[1:]) for p in stacked)
 
 
 def _override(model, overrides):

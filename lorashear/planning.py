@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lorashear import checkpoint, emit, models, registering
 from lorashear.errors import LorashearError
 from lorashear.folder import MODELING_FILE
+from lorashear.modeling_lorashear import has_odd_experts
 from lorashear.plans import Plan
 from lorashear.storage import Storage
 from lorashear_ir.groups import Groups, SelectionError
@@ -45,7 +46,8 @@ def lower(
     storage.check(source, twin)
     made = emit.emission(twin.config, groups, removed)
     stored = {name: cut for name, cut in storage.cuts(cuts, groups.tied).items() if name in source.tensors}
-    renamed = storage.renamed(models.build_twin(made.config), cuts, groups.tied)
+    small = models.build_twin(made.config)
+    renamed = storage.renamed(small, cuts, groups.tied)
     return Plan(
         source=source.digest(),
         removed={name: tuple(sorted(indices)) for name, indices in removed.items() if indices},
@@ -55,14 +57,14 @@ def lower(
             **{name: None for name, cut in stored.items() if cut is None},
             **dict.fromkeys(storage.twice(source, groups.tied)),
         },
-        config=config_json(made, source.config),
+        config=config_json(made, source.config, small),
         route=made.route,
         settings=settings,
     )
 
 
-def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the result, with both spellings of the RoPE fields and an explicit head_dim."""
+def config_json(made: emit.Emission, before: Mapping[str, Any], small: PreTrainedModel) -> dict[str, Any]:
+    """config.json of the result ``small``, with both spellings of the RoPE fields and an explicit head_dim."""
     content = json.loads(made.config.to_json_string())
     content["architectures"] = before.get("architectures")
     if made.route == "mistral":
@@ -70,6 +72,8 @@ def config_json(made: emit.Emission, before: Mapping[str, Any]) -> dict[str, Any
     for name in ("dtype", "torch_dtype"):
         if name in before:
             content["dtype"] = before[name]
+    if has_odd_experts(small):
+        content["experts_implementation"] = "eager"  # the loader's word for a loop over them
     if made.route == "generated":
         classes = registering.classes(made.config.model_type)
         module = MODELING_FILE.removesuffix(".py")

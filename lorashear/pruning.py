@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig
 
 from lorashear import adapters, emit, models
 from lorashear.errors import LorashearError
-from lorashear.rebuild import loop_over_experts, rebuilt
+from lorashear.modeling_lorashear import loop_over_odd_experts
+from lorashear.rebuild import rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
@@ -174,7 +175,7 @@ def _own_class(model: torch.nn.Module, made: emit.Emission, groups: Groups, remo
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         small.generation_config = generation  # type: ignore[assignment]
-    loop_over_experts(small)
+    loop_over_odd_experts(small)
     return small.train(model.training)
 
 

@@ -25,6 +25,7 @@ from lorashear import adapters
 from lorashear.errors import LorashearError
 from lorashear.fields import Removed, is_uniform
 from lorashear.following import still
+from lorashear.modeling_lorashear import loop_over_odd_experts
 from lorashear_ir.graph import Argument, Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
@@ -59,7 +60,7 @@ def rebuilt(
     small, wrong = _searched(model, graph, groups, removed, inputs)
     if small is None:
         return None, wrong
-    loop_over_experts(small)
+    loop_over_odd_experts(small)
     failed = failure(small, inputs)
     if failed and not failure(model, inputs):
         return None, f"traced it is right, but when it runs: {failed}"
@@ -74,15 +75,6 @@ def failure(model: torch.nn.Module, inputs: Mapping[str, Any]) -> str:
     except Exception as error:  # whatever a class raises
         return next(iter(str(error).strip().splitlines()), type(error).__name__)
     return ""
-
-
-def loop_over_experts(small: torch.nn.Module) -> None:
-    """torch's grouped matrix product of experts wants rows of whole 16 bytes; other widths take the loop over experts."""
-    odd = any(p.dim() == 3 and any(s * p.element_size() % 16 for s in p.shape[1:]) for p in small.parameters())
-    for module in small.modules() if odd else ():
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig) and getattr(config, "_experts_implementation", "") == "grouped_mm":
-            config._experts_implementation = "eager"
 
 
 def _searched(
@@ -243,6 +235,7 @@ def _settings(
         if path and path not in called:
             for old, news in moved.get(path.rpartition(".")[0], {}).items():
                 moved[path][old] |= news
+    indices = _indices(model)
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
     for path, numbers in moved.items():
@@ -252,17 +245,34 @@ def _settings(
             continue
         for name, value, of_config in _attributes(module, with_config):
             options = _options(value, numbers)
-            if (type(module.config if of_config else module), name) in fixed:
+            at = type(module.config if of_config else module), name
+            if at in fixed:
                 continue
+            if at in indices:
+                options = sorted({value, *options})
             if len(options) == 1 and options[0] != value:
                 sure.append(Setting(path, name, of_config, options[0]))
             elif len(options) > 1:
                 # Where all layers get the same widths, modules of one class with the same choice before them choose alike.
                 who = type(module) if alike else path
                 choice = choices.setdefault((who, name, of_config, value, tuple(options)), {})
+                if at in indices:  # it changes only if nothing else will do: both starts of the search are to stay
+                    choice.setdefault("first", []).append(Setting(path, name, of_config, value))
                 for option in sorted(options, key=lambda o: o == value):  # first to change, then to stay
                     choice.setdefault(option, []).append(Setting(path, name, of_config, option))
-    return sure, [list(alike.values()) for alike in choices.values()]
+    return sure, [[*alike.values()] for alike in choices.values()]
+
+
+def _indices(model: torch.nn.Module) -> set[tuple[type, str]]:
+    """Attributes, by class and name, that hold in every module the number in its path, as the place in the KV cache does."""
+    found: dict[tuple[type, str], bool] = {}
+    for path, module in model.named_modules():
+        places = {int(part) for part in path.split(".") if part.isdecimal()}
+        for name, value in vars(module).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                at = type(module), name
+                found[at] = found.get(at, True) and value in places
+    return {at for at, always in found.items() if always}
 
 
 def _options(value: Any, numbers: Mapping[int, set[int]]) -> list[Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,118 +10,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lorashear
 from lorashear import emit, modeling_lorashear, registering
-from lorashear.checkpoint import Checkpoint
 from lorashear.models import build_twin, read_config
-from lorashear.planning import lower
-from lorashear.pruning import pruned as in_memory
-from lorashear_ir.groups import Groups
-from tools.families import NAMED, TOKENS, TOLERANCE, Case, causal, falcon, rope
+from tools.cases import NAMED, TOKENS, causal, falcon, rope
+from tools.families import TOLERANCE
+from tools.round_trips import apart, loaded_alone, pruned, saved
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),  # what transformers says of single families
 ]
 
-APART: dict[str, dict[str, int]] = {
-    "gptj": {"rotary_dim": 2},
-    "mamba2": {"conv_kernel": 3},
-    "bamba": {"mamba_d_conv": 3},
-}
-"""Numbers that must not equal a width which the class reads from nowhere: they would be taken for it."""
-
 ODD = [name for name in ("internlm3", "llama4_text", "axk1", "laguna") if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
 """Another config's class; a prefix that no parameter has; names that would be read as others if changed twice."""
 
 CASES = [
-    *(causal(name, **APART.get(name, {})) for name in (*NAMED, *ODD)),
+    *map(apart, (*NAMED, *ODD)),
     *map(rope, ("dynamic", "longrope", "llama3")),
     falcon(new_decoder_architecture=True),
     falcon(alibi=True),
 ]
-
-CHILD = """
-import json, sys, warnings
-warnings.filterwarnings("ignore")
-for name in ("lorashear", "lorashear_ir", "lorashear_passes"):
-    sys.modules[name] = None  # as if it were not installed: importing it fails
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
-logging.set_verbosity_error()
-tokens = torch.tensor(json.loads(sys.argv[2]))
-for folder in json.loads(sys.argv[1]):
-    load = lambda path: AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, dtype=torch.float32).eval()
-    model, want = load(folder), load_file(folder + "/want.safetensors")["logits"]
-    with torch.inference_mode():
-        got = model(input_ids=tokens).logits
-    difference = ((got - want).abs().max() / want.abs().max()).item()
-    greedy = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
-    with_cache, without = (model.generate(input_ids=tokens, use_cache=use, **greedy) for use in (True, False))
-    model.save_pretrained(folder + "/again")
-    with torch.inference_mode():
-        again = load(folder + "/again")(input_ids=tokens).logits
-    print(json.dumps([difference, torch.equal(with_cache, without), torch.equal(got, again), type(model).__name__]))
-"""
-
-
-def saved(case: Case, folder: Path) -> Path:
-    """A family's model with random weights, as a folder."""
-    torch.manual_seed(0)
-    model = case.make().float().eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
-def chosen(groups: Groups) -> dict[str, list[int]]:
-    """Structures of every prunable group: as many of a kind within a layer, another number in each layer."""
-    rng = random.Random(1)
-    removed: dict[str, list[int]] = {}
-    for name, each in groups.items():
-        layer = re.search(r"\.(\d+)\.", name)
-        most = each.axis.size - max(each.least, 1)
-        if each.prunable and most > 0:
-            take = random.Random(str((each.kind, each.axis.size, layer and layer[1]))).randint(0, most)
-            removed[name] = [
-                b * each.axis.size + i for b in range(each.blocks) for i in rng.sample(range(each.axis.size), take)
-            ]
-    return {name: indices for name, indices in removed.items() if indices}
-
-
-def pruned(case: Case, work: Path) -> Path:
-    """The folder of a pruned family, with the logits of the model pruned in memory beside it."""
-    source = saved(case, work / "source")
-    twin = build_twin(read_config(source))
-    groups = lorashear.groups(twin)  # once for the plan and for the model in memory
-    removed = chosen(groups)
-    assert removed
-    plan = lower(Checkpoint.open(source), twin, groups, removed, {})
-    assert plan.route == "generated"
-    lorashear.apply(plan, source, work / "out")
-    dense = AutoModelForCausalLM.from_pretrained(source).eval()
-    small = in_memory(dense, dense.config, groups, removed)
-    with torch.inference_mode():
-        before, after = (model(input_ids=TOKENS).logits for model in (dense, small))
-    assert (before - after).abs().max() > 1e-3 * before.abs().max(), "the plan changes nothing"
-    save_file({"logits": after}, work / "out" / "want.safetensors")
-    return work / "out"
-
-
-def loaded_alone(folders: list[Path], work: Path) -> list[list[object]]:
-    command = [sys.executable, "-c", CHILD, json.dumps([str(f) for f in folders]), json.dumps(TOKENS.tolist())]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -131,9 +41,10 @@ def test_a_result_of_every_family_loads_with_transformers_alone(half: int, tmp_p
     """The theorem ties the model pruned in memory to the zeroed one (`test_families.py`); this ties the folder to it."""
     cases = CASES[half::2]
     folders = [pruned(case, tmp_path / str(number)) for number, case in enumerate(cases)]
-    for case, (difference, cached, again, name) in zip(cases, loaded_alone(folders, tmp_path), strict=True):
-        assert isinstance(difference, float) and difference < TOLERANCE, case.name
-        assert cached and again and str(name).startswith("Lorashear"), case.name
+    for case, found in zip(cases, loaded_alone(folders), strict=True):
+        assert found.difference < TOLERANCE, case.name
+        assert (found.greedy, found.again) == ("", ""), case.name
+        assert found.name.startswith("Lorashear"), case.name
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from lorashear_ir.ops import TABLE
 from lorashear_ir.ops.base import Dims
 from test_bad_input import refused, run
 from test_theorem import random_llama
-from tools.families import tiny
+from tools.cases import tiny
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 

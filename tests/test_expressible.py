@@ -14,7 +14,7 @@ from lorashear.fields import search
 from lorashear.following import still
 from lorashear.models import analysed
 from lorashear_ir.groups import Groups
-from tools.families import tiny
+from tools.cases import tiny
 
 
 def family(name: str) -> tuple[torch.nn.Module, Groups]:

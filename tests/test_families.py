@@ -11,7 +11,8 @@ import transformers
 
 from lorashear.models import analysed, example_inputs, groups
 from lorashear_ir.groups import Groups
-from tools.families import TOKENS, TOLERANCE, Case, cases, check, randomised
+from tools.cases import TOKENS, Case, cases, randomised
+from tools.families import TOLERANCE, check
 
 TEXTS = Path(__file__).parent / "text" / "families"
 PINNED = "5.23"  # of transformers: another version may write a family's forward in other words

@@ -13,7 +13,7 @@ import lorashear
 from lorashear import report
 from lorashear.models import analysed
 from lorashear_ir.groups import Groups
-from tools.families import tiny
+from tools.cases import tiny
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 

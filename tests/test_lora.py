@@ -16,7 +16,8 @@ import lorashear
 from lorashear import applying
 from lorashear.cli import main
 from lorashear.errors import LorashearError
-from tools.families import TOKENS, TOLERANCE, tiny
+from tools.cases import TOKENS, tiny
+from tools.families import TOLERANCE
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 

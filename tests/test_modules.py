@@ -17,7 +17,8 @@ from lorashear.errors import LorashearError
 from lorashear.pruning import masked
 from lorashear_ir.groups import Groups
 from lorashear_ir.text import parse
-from tools.families import TOKENS, TOLERANCE, randomised, tiny
+from tools.cases import TOKENS, randomised, tiny
+from tools.families import TOLERANCE
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 

@@ -19,7 +19,8 @@ from lorashear_ir.groups import Groups
 from lorashear_passes.groups import group
 from lorashear_passes.neutralise import neutralised
 from lorashear_passes.program import record
-from tools.families import TOKENS, TOLERANCE, choose, compared, randomised, run, tiny
+from tools.cases import TOKENS, randomised, tiny
+from tools.families import TOLERANCE, choose, compared, run
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
