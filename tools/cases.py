@@ -48,6 +48,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "hybrid", "hybrid"]},
     "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3},
     "zaya": {"num_experts_per_tok": 1},
+    **dict.fromkeys(
+        (
+            "bailing_hybrid",
+            "granitemoehybrid",
+            "kimi_linear",
+            "qwen3_next",
+            "qwen3_5_text",
+            "qwen3_5_moe_text",
+            "qwen4_exp_text",
+        ),
+        {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    **dict.fromkeys(("lfm2", "lfm3"), {"layer_types": ["conv", "full_attention"]}),
+    "recurrent_gemma": {"num_hidden_layers": 3},  # two recurrent layers to one of attention
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "xlnet": {"d_head": 8},
     "xmod": {"default_language": "en_XX"},

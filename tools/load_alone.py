@@ -22,7 +22,7 @@ GREEDY = {
     **{"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0},
     **{"return_dict_in_generate": True, "output_logits": True},
 }
-CLOSE = 1e-4  # of the largest logit
+CLOSE = 2e-5  # of the largest logit
 
 
 def used(folder: Path, tokens: torch.Tensor) -> dict[str, object]:
