@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep check format wheel bench bench-apply families study clean
+.PHONY: help .venv demo test test-deep check format wheel bench bench-apply families round-trips study clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,8 +43,11 @@ bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
 	$(BIN)/python tools/bench_apply.py
 
-families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); half an hour
+families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); a quarter of an hour
 	$(BIN)/python -m tools.families --all
+
+round-trips: .venv/stamp  ## every language model of transformers pruned, saved and loaded by transformers alone (docs/round-trips.md)
+	$(BIN)/python -m tools.round_trips --all
 
 study: .venv/stamp  ## what ranks, refits and splits are worth (docs/measurements.md); half an hour
 	$(BIN)/python tools/study_criteria.py

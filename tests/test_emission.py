@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lorashear
 from lorashear import emit, modeling_lorashear, registering
 from lorashear.models import build_twin, read_config
-from tools.cases import NAMED, TOKENS, causal, falcon, rope
+from tools.cases import NAMED, TOKENS, causal, falcon, rope, tiny
 from tools.families import TOLERANCE
 from tools.round_trips import apart, loaded_alone, pruned, saved
 
@@ -133,6 +134,34 @@ def test_a_number_that_equals_a_width_by_chance_stays(tmp_path: Path) -> None:
     names = {name for values in made.config.module_overrides.values() for name in values}
     assert names == {"weight", "in_features", "out_features", "embedding_dim", "variance_epsilon"}
     assert (made.config.hidden_size, made.config.sliding_window) == (31, 32)
+
+
+def test_a_place_in_the_cache_is_no_width() -> None:
+    """The attention of layer 2 has two heads, and the number 2 as its place in the KV cache, which no traced operator reads."""
+    config = tiny("gpt2", num_hidden_layers=3, num_attention_heads=2)
+    groups = lorashear.groups(build_twin(config))
+    made, reason = emit.solve(config, groups, {"transformer.h.2.attn.head": [0]})
+    assert made is not None, reason
+    changed = made.config.module_overrides["transformer.h.2.attn"]
+    assert changed["num_heads"] == 1
+    assert "layer_idx" not in changed
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (1,)], ids=["own", "generated"])
+def test_experts_of_odd_widths_run_as_they_are_loaded(layers: tuple[int, ...], tmp_path: Path) -> None:
+    """torch multiplies experts in one go only where their rows are whole 16 bytes; transformers asks it to by default."""
+    source = saved(causal("mixtral"), tmp_path / "source")
+    removed = {f"model.layers.{layer}.mlp.experts.ffn": [0] for layer in layers}
+    plan = lorashear.plan(source, removed)
+    assert plan.route == ("own" if len(layers) == 2 else "generated")
+    lorashear.apply(plan, source, tmp_path / "out")
+    for folder in (source, tmp_path / "out"):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        with torch.inference_mode():
+            got = model(input_ids=TOKENS).logits
+    with torch.inference_mode():
+        want = lorashear.prune(AutoModelForCausalLM.from_pretrained(source).eval(), removed)(input_ids=TOKENS).logits
+    assert torch.allclose(got, want, rtol=0, atol=TOLERANCE * float(want.abs().max()))
 
 
 def test_what_loading_would_make_anew_from_another_number_is_refused() -> None:
