@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from lorashear.fields import Removed, build, driven, one_layer
+from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Group, Groups
+from lorashear_passes.resize import resize
+from lorashear_passes.same import numbers
 
 Numbers = dict[tuple[type, str], list[Any]]
 
 
-def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozenset[tuple[type, str]]:
+def still(config: PreTrainedConfig, graph: Graph, groups: Groups, removed: Removed) -> frozenset[tuple[type, str]]:
     """Attributes, by the class of their owner, that follow none of the widths that change.
 
-    Empty, which says nothing, where the class does not read each of these widths from its config. What is not in the one
-    layer that shows a width is not among them.
+    Where the class does not read a width from its config, whatever has a number that this width changes in the program
+    may follow it. What is not in the one layer that shows a width is not among those that are returned.
     """
     families: dict[tuple[str, int], list[str]] = defaultdict(list)
     for name, indices in removed.items():
@@ -33,12 +36,14 @@ def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozens
     followers: set[tuple[type, str]] = set()
     seen: list[set[tuple[type, str]]] = []
     for names in families.values():
+        some = {name: removed[name] for name in names}
         found = driven(config, groups, names)
-        if not found:
-            return frozenset()
-        base = one_layer(config, groups, {name: removed[name] for name in names}) or config
+        base = (one_layer(config, groups, some) if found else None) or config
         before = _numbers(build(base, "meta"))
         seen.append(set(before))
+        if not found:
+            moved = {old for _, old, new in numbers(graph, resize(graph, groups, some)) if old != new}
+            followers |= {at for at, values in before.items() if moved & set(_flat(values))}
         # What only ever multiplies another width, as groups of experts, shows in no shape: any field may be its own.
         for changes in found[:1] if all(_stands_alone(groups[name]) for name in names) else found:
             changed = copy.copy(base)
@@ -46,6 +51,11 @@ def still(config: PreTrainedConfig, groups: Groups, removed: Removed) -> frozens
             after = _numbers(build(changed, "meta"))
             followers |= {at for at, values in before.items() if after.get(at) != values}
     return frozenset(set.intersection(*seen) - followers) if seen else frozenset()
+
+
+def _flat(values: Iterable[Any]) -> Iterator[int]:
+    for value in values:
+        yield from _flat(value) if isinstance(value, list | tuple) else [value] if isinstance(value, int) else []
 
 
 def _stands_alone(group: Group) -> bool:

@@ -26,12 +26,12 @@ from lorashear.errors import LorashearError
 from lorashear.fields import Removed, is_uniform
 from lorashear.following import still
 from lorashear.modeling_lorashear import loop_over_odd_experts
-from lorashear_ir.graph import Argument, Graph
+from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.capture import CaptureError, capture
 from lorashear_passes.program import cut_tensor
 from lorashear_passes.resize import resize
-from lorashear_passes.same import agreement, spelled_out
+from lorashear_passes.same import agreement, numbers
 
 TRIES = 32
 """Values that are tried for a short run of numbers."""
@@ -103,7 +103,7 @@ def _searched(
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
     alike = is_uniform(groups, removed)
     config = getattr(model, "config", None)
-    fixed = still(config, groups, removed) if isinstance(config, PreTrainedConfig) else frozenset()
+    fixed = still(config, graph, groups, removed) if isinstance(config, PreTrainedConfig) else frozenset()
     for with_config, start in itertools.product((False, True), (0, -1)):
         sure, choices = _settings(model, graph, wanted, with_config, alike, fixed)
         held = [options[start] for options in choices]
@@ -219,16 +219,8 @@ def _settings(
     With ``alike`` all layers get the same widths. Attributes in ``fixed``, by class and name, are known to stay.
     """
     moved: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    shapes, small = ({value.name: value.shape for value in g.values()} for g in (graph, wanted))
-    for before, after in zip(graph.nodes, wanted.nodes, strict=True):
-        olds, news = _flat(spelled_out(before, shapes)), _flat(spelled_out(after, small))
-        for old, new in zip(olds, news, strict=True):
-            moved[before.module][old].add(new)
-    # Some numbers stand in no operator of this program, only in another way through the same module.
-    for whole, cut in zip(graph.sources, wanted.sources, strict=True):
-        if whole.role == "parameter":
-            for old, new in zip(whole.value.shape, cut.value.shape, strict=True):
-                moved[whole.path.rpartition(".")[0]][old].add(new)
+    for path, old, new in numbers(graph, wanted):
+        moved[path][old].add(new)
     # A module of which another calls a method, not the module, has its operators under the other's path.
     called = {node.module for node in graph.nodes}
     for path, _ in model.named_modules():
@@ -238,13 +230,13 @@ def _settings(
     indices = _indices(model)
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
-    for path, numbers in moved.items():
+    for path, found in moved.items():
         try:
             module = model.get_submodule(path)
         except AttributeError:
             continue
         for name, value, of_config in _attributes(module, with_config):
-            options = _options(value, numbers)
+            options = _options(value, found)
             at = type(module.config if of_config else module), name
             if at in fixed:
                 continue
@@ -296,12 +288,6 @@ def _whole(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return 0 < len(value) <= 4 and all(_whole(v) and isinstance(v, int) for v in value)
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _flat(argument: Argument) -> list[int]:
-    if isinstance(argument, tuple):
-        return [number for part in argument for number in _flat(part)]
-    return [argument] if isinstance(argument, int) and not isinstance(argument, bool) else []
 
 
 def _set(model: torch.nn.Module, setting: Setting) -> None:

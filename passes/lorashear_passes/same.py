@@ -7,6 +7,7 @@ casts (a twin may be built in another dtype), and operators that only add or tak
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorashear_ir.graph import Argument, Graph, Node, Ref, Source
@@ -120,6 +121,27 @@ def spelled_out(node: Node, shapes: dict[str, tuple[int, ...]]) -> tuple[Argumen
         along, index = position(argument(node, 1, 0), len(shape)), argument(node, 2, 0)
         return (source, along, index % shape[along] if isinstance(index, int) else index)
     return node.arguments
+
+
+def numbers(before: Graph, after: Graph) -> Iterator[tuple[str, int, int]]:
+    """Every whole number of a program beside what it is in another of the same operators: the module, and both.
+
+    Those in the shapes of parameters are among them: some stand in no operator, only in another way through a module.
+    """
+    olds, news = ({value.name: value.shape for value in graph.values()} for graph in (before, after))
+    for mine, theirs in zip(before.nodes, after.nodes, strict=True):
+        pairs = zip(_flat(spelled_out(mine, olds)), _flat(spelled_out(theirs, news)), strict=True)
+        yield from ((mine.module, old, new) for old, new in pairs)
+    for mine, theirs in zip(before.sources, after.sources, strict=True):
+        if mine.role == "parameter":
+            module = mine.path.rpartition(".")[0]
+            yield from ((module, *pair) for pair in zip(mine.value.shape, theirs.value.shape, strict=True))
+
+
+def _flat(argument: Argument) -> list[int]:
+    if isinstance(argument, tuple):
+        return [number for part in argument for number in _flat(part)]
+    return [argument] if isinstance(argument, int) and not isinstance(argument, bool) else []
 
 
 def _slice(node: Node, shapes: dict[str, tuple[int, ...]]) -> tuple[Argument, ...]:
