@@ -232,6 +232,7 @@ def eval_(
     text: Annotated[list[Path], typer.Option(help=".txt, .jsonl or .parquet")],
     context: Annotated[int, typer.Option(help="tokens a window")] = 256,
     limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity on text: packed windows, every token but the first of each."""
@@ -245,7 +246,7 @@ def eval_(
     documents = data.read_texts(text)
     rows = {}
     for name in models:
-        folder = checkpoint.resolve(name)
+        folder = checkpoint.resolve(name, revision)
         windows = data.windows(AutoTokenizer.from_pretrained(folder), documents, context, limit)
         found = perplexity(load(folder).to(torch.float32), windows)
         rows[name] = {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "context": context}

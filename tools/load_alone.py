@@ -53,8 +53,8 @@ def _loaded(folder: Path) -> Any:
 
 
 def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    for config in (model.config, *vars(model.config).values()):
-        if hasattr(config, "use_cache"):
+    for config in (getattr(module, "config", None) for module in model.modules()):
+        if config is not None and hasattr(config, "use_cache"):
             config.use_cache = False  # a cache is for the continuation to try
     with torch.inference_mode():
         return model(input_ids=tokens).logits
