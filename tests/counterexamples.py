@@ -190,4 +190,16 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (2,), (8,), (8,), (8,), (2,), (2,)],
         [(2, 5), (8, 5), (8,), (2, 2), (2, 8), (2, 8), (2, 2)],
     ),
+    "what is subtracted from itself has an exact mean": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("split", (1,), (), (0, 4, 3)),
+            Step("merge", (2,), (), (0,)),
+            Step("sub", (3, 1)),
+            Step("group_norm", (4,), (1, 2), (4,)),
+            Step("end", (5,), (3,)),
+        ],
+        [(5,), (12,), (4, 3), (12,), (12,), (12,), (2,)],
+        [(12, 5), (12,), (12,), (2, 12)],
+    ),
 }
