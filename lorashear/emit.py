@@ -97,11 +97,18 @@ def by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tu
         return None, f"its class cannot take them in its modules: {wrong}"
     whole = unpruned(config)
     dense = groups if whole is config else _groups(whole, groups.typed)
+    wanted = resize(groups.typed, groups, removed)
     after = generated(config, groups, removed, small, dense)
-    wrong = _otherwise(config, after, groups.typed, resize(groups.typed, groups, removed))
-    return (
-        (Emission(after, "generated"), "") if not wrong else (None, f"the class generated for them is wrong: {wrong}")
-    )
+    wrong = _otherwise(config, after, groups.typed, wanted)
+    if not wrong:
+        return Emission(after, "generated"), ""
+    widths = list(after.pruned_from)
+    # Some class reads a field while it runs, and means the model that was pruned: a scale of MiniCPM3.
+    for kept in (*([name] for name in widths), widths):
+        after = generated(config, groups, removed, small, dense, kept)
+        if not _otherwise(config, after, groups.typed, wanted):
+            return Emission(after, "generated"), ""
+    return None, f"the class generated for them is wrong: {wrong}"
 
 
 def _groups(config: PreTrainedConfig, graph: Graph) -> Groups:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from lorashear_ir.groups import Groups
 
 Overrides = dict[str, dict[str, Any]]
 Layers = dict[int, dict[str, int]]
+Values = Mapping[tuple[int | None, str], int]
 
 
 def unpruned(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -30,7 +31,12 @@ def unpruned(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def generated(
-    config: PreTrainedConfig, groups: Groups, removed: Removed, small: torch.nn.Module, dense: Groups
+    config: PreTrainedConfig,
+    groups: Groups,
+    removed: Removed,
+    small: torch.nn.Module,
+    dense: Groups,
+    kept: Collection[str] = (),
 ) -> PreTrainedConfig:
     """The config that builds ``small``.
 
@@ -39,10 +45,11 @@ def generated(
         groups, removed: of that model, and what goes.
         small: the pruned model, whose weights do not matter.
         dense: the groups of the model before it was first pruned.
+        kept: fields that stay as they were before it was pruned.
     """
     whole = unpruned(config)
     fields = whole.to_dict()
-    everywhere, by_layer = _fields(whole, dense, groups, removed)
+    everywhere, by_layer = _shared(_fields(whole, dense, groups, removed), kept)
     own = registering.classes(whole.model_type)["AutoConfig"]
     values: dict[str, Any] = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
     values |= everywhere
@@ -86,8 +93,8 @@ def _numbers(owner: Any, other: Any) -> dict[str, Any]:
     }
 
 
-def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Removed) -> tuple[dict[str, int], Layers]:
-    """The fields that set widths: those that all layers share, and those of single layers.
+def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Removed) -> Values:
+    """The fields that set widths, by layer; None where a field is all layers'.
 
     A family of groups drives a field where the class, at one structure less in all of them, wants another value of it.
     Fields are products of widths, so each family changes them in its own proportion.
@@ -111,13 +118,14 @@ def _fields(whole: PreTrainedConfig, dense: Groups, groups: Groups, removed: Rem
             for name, share in left.items():
                 at = _layer(name), field
                 values[at] = values.get(at, unpruned_value) * share
-    return _shared({at: int(value) for at, value in values.items() if value.denominator == 1})
+    return {at: int(value) for at, value in values.items() if value.denominator == 1}
 
 
-def _shared(values: Mapping[tuple[int | None, str], int]) -> tuple[dict[str, int], Layers]:
+def _shared(values: Values, kept: Collection[str]) -> tuple[dict[str, int], Layers]:
+    """What all layers share, and what single layers have instead; nothing of fields that are ``kept``."""
     everywhere: dict[str, int] = {}
     layers: Layers = defaultdict(dict)
-    for field in dict.fromkeys(field for _, field in values):
+    for field in dict.fromkeys(field for _, field in values if field not in kept):
         held = {layer: value for (layer, other), value in values.items() if other == field}
         everywhere[field] = max(held.values())
         for layer, value in held.items():

@@ -26,8 +26,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # what transformers says of single families
 ]
 
-ODD = [name for name in ("internlm3", "llama4_text", "axk1", "laguna") if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-"""Another config's class; a prefix that no parameter has; names that would be read as others if changed twice."""
+ODD = [
+    name
+    for name in ("internlm3", "llama4_text", "axk1", "laguna", "minicpm3")
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+]
+"""Another config's class; a prefix that no parameter has; names that would be read as others if changed twice; a
+width that the class reads from its config while it runs."""
 
 CASES = [
     *map(apart, (*NAMED, *ODD)),
