@@ -6,12 +6,14 @@ Which attribute of which module drives which size is not known; it is found by t
 2. Every whole-number attribute of that module (or of its config) with such an old value takes the new one, but those
    that do not follow the width where the class reads it from its config (`following.py`).
 3. The result is traced again. It must be, operator for operator and number for number, the program that `resize` writes
-   out. Where an attribute drives several sizes the choices are tried in turn; where none fits, the class cannot do it.
+   out, and it must go on from its cache where the model does. Where an attribute drives several sizes the choices are
+   tried in turn; where none fits, the class cannot do it.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -22,6 +24,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from lorashear import adapters
+from lorashear.continuing import continued
 from lorashear.errors import LorashearError
 from lorashear.fields import Removed, is_uniform
 from lorashear.following import still
@@ -84,20 +87,27 @@ def _searched(
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
     tried: dict[frozenset[Setting], tuple[tuple[int, int], str]] = {}
-    recorded: list[bool] = []  # whether the model itself can be, known once a copy could not
 
     def agree(settings: Collection[Setting]) -> tuple[tuple[int, int], str]:
         key = frozenset(settings)
         if key not in tried:
             for setting in settings:
                 _set(small, setting)
-            tried[key] = _agreement(small, inputs, wanted, can_be_recorded)
+            agreed, wrong = _agreement(small, inputs, wanted, can_be_recorded)
+            if not wrong and goes_on():
+                ended, failed = continued(small, inputs)
+                agreed = agreed[0], agreed[1] + ended
+                wrong = f"traced it is right, but with its cache: {failed}" if failed else ""
+            tried[key] = agreed, wrong
         return tried[key]
 
+    @functools.cache
+    def goes_on() -> bool:
+        return not continued(model, inputs)[1]
+
+    @functools.cache
     def can_be_recorded() -> bool:
-        if not recorded:
-            recorded.append(_records(model, inputs))
-        return recorded[0]
+        return _records(model, inputs)
 
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
@@ -227,6 +237,10 @@ def _settings(
         if path and path not in called:
             for old, news in moved.get(path.rpartition(".")[0], {}).items():
                 moved[path][old] |= news
+    # A module may hold a number of its parts that it reads on another way only: a state's width, a kernel's size.
+    for path, inner in [(path, dict(found)) for path, found in moved.items()]:
+        for old, news in inner.items() if path else ():
+            moved[path.rpartition(".")[0]][old] |= news
     indices = _indices(model)
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}

@@ -34,12 +34,7 @@ from tools.load_alone import logits
 from tools.rows import TooLong, limited, printed, sentence
 
 LOADER = Path(__file__).with_name("load_alone.py")
-APART: dict[str, dict[str, int]] = {
-    "gptj": {"rotary_dim": 2},
-    "mamba2": {"conv_kernel": 3},
-    "bamba": {"mamba_d_conv": 3},
-    "granitemoehybrid": {"mamba_d_conv": 3},
-}
+APART: dict[str, dict[str, int]] = {"gptj": {"rotary_dim": 2}}
 """Numbers that must not equal a width which the class reads from nowhere: they would be taken for it."""
 
 LOADING = 300  # seconds for a folder
