@@ -16,19 +16,22 @@ from transformers import PreTrainedConfig
 
 from lorashear.fields import Removed, build, driven, one_layer
 from lorashear_ir.graph import Graph
-from lorashear_ir.groups import Group, Groups
+from lorashear_ir.groups import Group, Groups, SelectionError
 from lorashear_passes.resize import resize
 from lorashear_passes.same import numbers
 
 Numbers = dict[tuple[type, str], list[Any]]
 
 
-def still(config: PreTrainedConfig, graph: Graph, groups: Groups, removed: Removed) -> frozenset[tuple[type, str]]:
+def still(model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed) -> frozenset[tuple[type, str]]:
     """Attributes, by the class of their owner, that follow none of the widths that change.
 
     Where the class does not read a width from its config, whatever has a number that this width changes in the program
     may follow it. What is not in the one layer that shows a width is not among those that are returned.
     """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return frozenset()
     families: dict[tuple[str, int], list[str]] = defaultdict(list)
     for name, indices in removed.items():
         if len(indices):
@@ -38,11 +41,11 @@ def still(config: PreTrainedConfig, graph: Graph, groups: Groups, removed: Remov
     for names in families.values():
         some = {name: removed[name] for name in names}
         found = driven(config, groups, names)
-        base = (one_layer(config, groups, some) if found else None) or config
-        before = _numbers(build(base, "meta"))
+        base = one_layer(config, groups, some) or config
+        before = _numbers(build(base, "meta") if found else model)
         seen.append(set(before))
         if not found:
-            moved = {old for _, old, new in numbers(graph, resize(graph, groups, some)) if old != new}
+            moved = _moved(graph, groups, some, removed)
             followers |= {at for at, values in before.items() if moved & set(_flat(values))}
         # What only ever multiplies another width, as groups of experts, shows in no shape: any field may be its own.
         for changes in found[:1] if all(_stands_alone(groups[name]) for name in names) else found:
@@ -51,6 +54,15 @@ def still(config: PreTrainedConfig, graph: Graph, groups: Groups, removed: Remov
             after = _numbers(build(changed, "meta"))
             followers |= {at for at, values in before.items() if after.get(at) != values}
     return frozenset(set.intersection(*seen) - followers) if seen else frozenset()
+
+
+def _moved(graph: Graph, groups: Groups, some: Removed, every: Removed) -> set[int]:
+    """The numbers in the program that some of the removals change; all of them, where these cannot be made alone."""
+    try:
+        after = resize(graph, groups, some)
+    except SelectionError:
+        after = resize(graph, groups, every)
+    return {old for _, old, new in numbers(graph, after) if old != new}
 
 
 def _flat(values: Iterable[Any]) -> Iterator[int]:

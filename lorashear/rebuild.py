@@ -112,8 +112,7 @@ def _searched(
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
     alike = is_uniform(groups, removed)
-    config = getattr(model, "config", None)
-    fixed = still(config, graph, groups, removed) if isinstance(config, PreTrainedConfig) else frozenset()
+    fixed = still(model, graph, groups, removed)
     for with_config, start in itertools.product((False, True), (0, -1)):
         sure, choices = _settings(model, graph, wanted, with_config, alike, fixed)
         held = [options[start] for options in choices]
@@ -238,19 +237,21 @@ def _settings(
             for old, news in moved.get(path.rpartition(".")[0], {}).items():
                 moved[path][old] |= news
     # A module may hold a number of its parts that it reads on another way only: a state's width, a kernel's size.
-    for path, inner in [(path, dict(found)) for path, found in moved.items()]:
-        for old, news in inner.items() if path else ():
-            moved[path.rpartition(".")[0]][old] |= news
+    within = copy.deepcopy(moved)
+    for whole, cut in zip(graph.sources, wanted.sources, strict=True):
+        if whole.role == "parameter" and whole.path.count(".") > 1:
+            for old, new in zip(whole.value.shape, cut.value.shape, strict=True):
+                within[whole.path.rsplit(".", 2)[0]][old].add(new)
     indices = _indices(model)
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
-    for path, found in moved.items():
+    for path, numbered in within.items():
         try:
             module = model.get_submodule(path)
         except AttributeError:
             continue
         for name, value, of_config in _attributes(module, with_config):
-            options = _options(value, found)
+            options = _options(value, moved[path] if of_config else numbered)
             at = type(module.config if of_config else module), name
             if at in fixed:
                 continue

@@ -137,7 +137,8 @@ def test_a_number_that_equals_a_width_by_chance_stays(tmp_path: Path) -> None:
     made, reason = emit.solve(config, lorashear.groups(twin), removed)
     assert made is not None, reason
     names = {name for values in made.config.module_overrides.values() for name in values}
-    assert names == {"weight", "in_features", "out_features", "embedding_dim", "variance_epsilon"}
+    shapes = {"weight", "in_features", "out_features", "embedding_dim", "hidden_size", "intermediate_size"}
+    assert names == {*shapes, "variance_epsilon"}
     assert (made.config.hidden_size, made.config.sliding_window) == (31, 32)
 
 

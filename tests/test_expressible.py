@@ -80,8 +80,9 @@ def test_a_field_that_has_the_same_number_by_chance_stays() -> None:
 def test_numbers_in_modules_that_only_look_like_a_width_are_still() -> None:
     config = tiny("mistral", hidden_size=64, max_position_embeddings=64, sliding_window=64)
     with torch.device("meta"):
-        groups = analysed(AutoModelForCausalLM.from_config(config).eval())
-    fixed = {name for _, name in still(config, typed(groups), groups, of_kind(groups, "hidden"))}
+        model = AutoModelForCausalLM.from_config(config).eval()
+    groups = analysed(model)
+    fixed = {name for _, name in still(model, typed(groups), groups, of_kind(groups, "hidden"))}
     assert {"sliding_window", "max_position_embeddings"} <= fixed
     assert "hidden_size" not in fixed
 
@@ -90,7 +91,7 @@ def test_where_no_field_sets_a_width_only_its_own_numbers_may_follow() -> None:
     """GPT-2's heads: no field sets them apart from the hidden size."""
     model, groups = family("gpt2")
     removed = of_kind(groups, "head") | of_kind(groups, "ffn")
-    fixed = {name for _, name in still(model.config, typed(groups), groups, removed)}  # type: ignore[arg-type]
+    fixed = {name for _, name in still(model, typed(groups), groups, removed)}
     assert "n_positions" in fixed
     assert not {"num_heads", "split_size", "nf"} & fixed
 
@@ -99,7 +100,7 @@ def test_a_number_that_shows_in_no_shape_by_itself_is_not_still() -> None:
     """The experts of DeepSeek-V3 are groups times experts: one group less is read from a field that no shape needs."""
     model, groups = family("deepseek_v3")
     removed = {"model.layers.1.mlp.channel": [0]}
-    fixed = {name for _, name in still(model.config, typed(groups), groups, removed)}  # type: ignore[arg-type]
+    fixed = {name for _, name in still(model, typed(groups), groups, removed)}
     assert "topk_group" in fixed
     assert not {"n_group", "num_group"} & fixed
 
