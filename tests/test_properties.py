@@ -93,8 +93,8 @@ def nothing_is_frozen_in_vain(sketch: Sketch) -> None:
 
     Left out: the program's inputs and outputs; axes of two indices, since one index broadcasts; groups whose weights do
     not move the output at all; programs that use only the sign or the order of some numbers, and that a norm with one
-    gain for all scales before only their order or direction counts; programs that subtract a thing from itself; and what
-    `VALUES` says.
+    gain for all scales before only their order or direction counts; programs in which something computed from the input is
+    the same whatever it is; and what `VALUES` says.
     """
     ops = {step.op for step in sketch.steps}
     if ops & {"masked", "onehot"} or (ops & {"gather", "length"} and _scales_all_alike(sketch)):
@@ -105,7 +105,7 @@ def nothing_is_frozen_in_vain(sketch: Sketch) -> None:
             continue
         alone = forced(groups, each.name)
         needless = all(exact(program, alone, each, i) for i in range(each.axis.size))
-        assert not (needless and matters(program, alone, each)) or leaves_nothing(program), each
+        assert not (needless and matters(program, alone, each)) or hides_its_input(program), each
 
 
 def _scales_all_alike(sketch: Sketch) -> bool:
@@ -113,20 +113,34 @@ def _scales_all_alike(sketch: Sketch) -> bool:
     return any(s.op in ("rms", "rms1") and sketch.weights[s.weights[0]][-1] == 1 for s in sketch.steps)
 
 
-def leaves_nothing(program: Captured) -> bool:
-    """Whether some difference is zero whatever the input; a mean of it is exact, which no rule looks for."""
-    found: list[bool] = []
+def hides_its_input(program: Captured) -> bool:
+    """Whether something computed from the input is the same whatever the input: ``x - x``, or a LayerNorm of one number.
 
-    class Differences(torch.fx.Interpreter):
+    What it is computed from may go, as no rule looks for that.
+    """
+    module = running.runnable(program)
+    held: dict[str, list[torch.Tensor]] = {}
+
+    class Kept(torch.fx.Interpreter):
         def run_node(self, n: torch.fx.Node) -> Any:
             result = super().run_node(n)
-            if "sub" in str(n.target):
-                found.append(not result.any())
+            if isinstance(result, torch.Tensor) and result.dtype.is_floating_point:
+                held.setdefault(n.name, []).append(result)
             return result
 
     with torch.inference_mode():
-        Differences(running.runnable(program)).run(inputs())
-    return any(found)
+        for x in map(inputs, range(1, 5)):
+            Kept(module).run(x)
+    of_input: set[torch.fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or of_input & set(node.all_input_nodes):
+            of_input.add(node)
+    return any(
+        node.op == "call_function"
+        and node.name in held
+        and all(torch.equal(held[node.name][0], v) for v in held[node.name])
+        for node in of_input
+    )
 
 
 VALUES = (
