@@ -18,8 +18,8 @@ def continued(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[int, s
     """How many modules end well while the inputs and one more token are read, and what is raised, if anything is."""
     tokens = inputs.get("input_ids")
     ended: list[None] = []
-    hook = register_module_forward_hook(lambda *_: ended.append(None))
     with torch.no_grad(), untouched(model), whole_experts(model), quiet():
+        hook = register_module_forward_hook(lambda *_: ended.append(None))
         try:
             kept = model(**{**inputs, "use_cache": True})
             cache = {name: held for name in CACHES if (held := getattr(kept, name, None)) is not None}

@@ -196,6 +196,12 @@ def copied(model: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     Raises:
         LorashearError: the model holds something that python cannot copy.
     """
+    # A copied set may be gone through in another order, and a class that loops over one is then another program.
+    for module in model.modules():
+        for held in vars(module).values():
+            if isinstance(held, set):
+                again = held.copy()
+                memo[id(held)] = again if [*again] == [*held] else held
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

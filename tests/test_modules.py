@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DebertaV2Config, DebertaV2Model, LlamaForCausalLM, SiglipConfig, SiglipModel
+from transformers import DebertaV2Config, DebertaV2Model, LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel
 
 import lorashear
 from lorashear.errors import LorashearError
@@ -255,6 +255,29 @@ def test_a_model_that_python_cannot_copy() -> None:
     model.kept = model.lm_head.weight * 2  # part of a computation, which autograd does not copy
     with pytest.raises(LorashearError, match="^LlamaForCausalLM cannot be copied, so no smaller one can be made of it"):
         lorashear.groups(model)
+
+
+def test_a_class_that_goes_through_a_set() -> None:
+    """Each deep copy of this set has the other order, as it can have with names too (Gemma 4's kinds of layers)."""
+
+    class Ways(LlamaForCausalLM):
+        def __init__(self, config: LlamaConfig) -> None:
+            super().__init__(config)
+            self.own = {7, 15}
+
+        def forward(self, input_ids: Tensor, **_: Any) -> Any:
+            h = self.model.embed_tokens(input_ids)
+            for way in self.own:
+                h = h - 1 if way == 7 else torch.relu(h)
+            return super().forward(inputs_embeds=h, use_cache=False)
+
+    model = randomised(Ways(tiny("llama")))
+    assert [*copy.deepcopy(model.own)] != [*model.own]
+    groups = lorashear.groups(model)
+    removed = {name: [0] for name, each in groups.items() if each.kind == "ffn"}
+    small = lorashear.prune(model, removed)
+    masked(model, groups, removed)
+    assert torch.allclose(small(TOKENS).logits, model(TOKENS).logits, atol=1e-4)
 
 
 def test_odd_names_in_the_text_of_a_graph() -> None:
