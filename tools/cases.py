@@ -56,7 +56,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
             "qwen3_next",
             "qwen3_5_text",
             "qwen3_5_moe_text",
-            "qwen4_exp_text",
         ),
         {"layer_types": ["linear_attention", "full_attention"]},
     ),
