@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lorashear import adapters, checkpoint, emit
@@ -68,8 +69,16 @@ def as_module(model: Model, *, revision: str | None = None, trust_remote_code: b
     """A module to trace: the meta twin of a folder, or the module itself."""
     if isinstance(model, torch.nn.Module):
         return model
+    check_kind(model)
     folder = checkpoint.resolve(model, revision)
     return build_twin(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
+
+
+def check_kind(model: Any) -> None:
+    """Refuse what is no model: LorashearError."""
+    if not isinstance(model, str | Path | torch.nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise LorashearError(f"a model is a folder, a hub id or a torch module, and {what} is none: pass one of these")
 
 
 def example_inputs(module: torch.nn.Module) -> dict[str, Any]:
@@ -99,7 +108,20 @@ def keywords(module: torch.nn.Module, inputs: Inputs | None = None) -> dict[str,
         raise LorashearError(f"{type(module).__name__} takes any number of arguments: pass inputs by their names")
     values = inputs if named else bound.arguments
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}  # type: ignore[union-attr]
+    return _apart(module, {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in values.items()})  # type: ignore[union-attr]
+
+
+def _apart(module: torch.nn.Module, values: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, each tensor an object of its own: one that is given twice is two inputs, that could differ."""
+    seen = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in seen:
+            return tensor.detach().clone()
+        seen.add(id(tensor))
+        return tensor
+
+    return pytree.tree_map_only(torch.Tensor, own, values)
 
 
 def _default_inputs(module: torch.nn.Module, signature: inspect.Signature) -> dict[str, Any]:
@@ -235,7 +257,7 @@ def expressible(
 def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, inputs: Inputs | None) -> dict[str, str]:
     """What stops each group from getting its width by attributes; empty where nothing does.
 
-    All are tried at once. Where that fails, those that differ only in numbers (the layers of a tower) are tried apart.
+    All are tried at once, and those that differ only in numbers (the layers of a tower) apart from the others.
     """
     assert found.typed is not None, "groups of a captured model have its graph"
     hollow = emptied(module)
@@ -243,12 +265,16 @@ def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, in
     towers: dict[str, dict[str, Collection[int]]] = {}
     for name, indices in removed.items():
         towers.setdefault(re.sub(r"\d+", "*", name), {})[name] = indices
+    small, wrong = rebuilt(hollow, found.typed, found, removed, given)
+    if len(towers) == 1:
+        return dict.fromkeys(removed, wrong)
     reasons: dict[str, str] = {}
-    for tried in [removed, *(towers.values() if len(towers) > 1 else ())]:
-        small, wrong = rebuilt(hollow, found.typed, found, tried, given)
-        reasons.update(dict.fromkeys(tried, "" if small is not None else wrong))
-        if tried is removed and small is not None:
-            break
+    for tower in towers.values():
+        alone, why = rebuilt(hollow, found.typed, found, tower, given)
+        if alone is None and small is not None:
+            other = next(name for name in removed if name not in tower)
+            why = f"its modules take this width only together with others, as that of {other}"
+        reasons.update(dict.fromkeys(tower, why))
     return reasons
 
 

@@ -2,7 +2,7 @@
 
 Ways, the plainest that is exact: the model's own class from a changed config; the class generated for it, or, where it is
 no language model, a copy whose modules are set to other widths (`rebuild.py`); for a module without a config, its captured
-program with the sizes rewritten.
+program with the sizes rewritten, and such a copy where no program can be kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from lorashear import adapters, emit, models
 from lorashear.errors import LorashearError
 from lorashear.modeling_lorashear import loop_over_odd_experts
-from lorashear.rebuild import rebuilt
+from lorashear.rebuild import failure, rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
@@ -40,7 +40,8 @@ def prune(
         model: a folder, hub id, transformers or PEFT model, or any module.
         removed: structures to remove by group name (`lorashear.groups` lists them).
         inputs: what its forward is called with; needed for a module that is no language model of transformers. A module
-            without a config comes back as a `torch.fx.GraphModule`, for inputs of the same shapes.
+            without a config comes back as a `torch.fx.GraphModule`, for inputs of the same shapes and as the module is in
+            eval mode: without dropout, and batch norms keep their statistics.
         merge: of a PeftModel, give the plain model with its active adapters merged into the weights. Without it the
             result is a PeftModel with all adapters, active or not, whose ranks by module are in their configs; the
             base model's config says the new widths where its own class can have them.
@@ -53,6 +54,7 @@ def prune(
     if not isinstance(model, torch.nn.Module):
         from lorashear.checkpoint import resolve
 
+        models.check_kind(model)
         model = models.AutoModelForCausalLM.from_pretrained(resolve(model, revision), dtype="auto")
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
@@ -180,14 +182,37 @@ def _own_class(model: torch.nn.Module, made: emit.Emission, groups: Groups, remo
 
 
 def _captured(model: torch.nn.Module, removed: Removed, inputs: Mapping[str, Any]) -> torch.nn.Module:
-    models.captured(model, inputs)  # its errors name the module, which torch.export's do not
+    """Its captured program; a copy with other widths where no program can be kept, as of a loop that goes by the data."""
+    groups = models.analysed(model, inputs)  # its errors name the module, which torch.export's do not
+    _check(groups, removed)
+    small, reason = _program(model, groups, removed, inputs)
+    return small if small is not None else _rebuilt(model, groups, removed, inputs, reason)
+
+
+def _program(
+    model: torch.nn.Module, groups: Groups, removed: Removed, inputs: Mapping[str, Any]
+) -> tuple[torch.nn.Module | None, str]:
+    """The program without the structures, or None and why there is none."""
     try:
         program = record(model, inputs)
-        return sliced(program, models.group(program.graph), removed)
-    except (CaptureError, SelectionError) as error:
-        raise LorashearError(str(error)) from error
+        found = models.group(program.graph)
+    except CaptureError as error:
+        return None, str(error)
     except RuleError as error:
         raise models.fault(error) from error
+    other = [name for name in removed if name not in found or found[name] != groups[name]]
+    if other:
+        return None, f"torch.export shows {other[0]} otherwise than the forward does"
+    try:
+        small = sliced(program, found, removed)
+    except CaptureError as error:
+        return None, str(error)
+    for module in small.modules():
+        module.training = False  # it was captured so, and cannot be trained with dropout again
+    failed = failure(small, inputs)
+    if failed and not failure(model, inputs):
+        return None, f"its exported program does not run: {failed}"
+    return small, ""
 
 
 def masked(model: torch.nn.Module, groups: Groups, removed: Mapping[str, Collection[int]]) -> None:

@@ -217,7 +217,8 @@ def _mend_eps(small: torch.nn.Module, groups: Groups, removed: Removed) -> None:
     for weight, eps in groups.eps(removed).items():
         module = small.get_submodule(weight.rpartition(".")[0])
         for name, value in vars(module).items():
-            if isinstance(value, float) and value == before[weight] != eps:
+            unset = name == "eps" and value is None  # torch's rms_norm has a default
+            if (unset or (isinstance(value, float) and value == before[weight])) and eps != before[weight]:
                 setattr(module, name, eps)
 
 

@@ -213,4 +213,18 @@ COUNTEREXAMPLES: dict[str, Sketch] = {
         [(5,), (12,), (6, 2), (1,), (1,), (2,)],
         [(12, 5), (1,), (1,), (2, 12), (2, 1)],
     ),
+    "a clamp hides what a convolution slides over": Sketch(
+        [
+            Step("linear", (0,), (0,)),
+            Step("linear", (0,), (1,)),
+            Step("split", (2,), (), (0, 2, 3)),
+            Step("divide", (3, 3)),
+            Step("conv", (4,), (2, 3), (2,)),
+            Step("attention", (5, 3, 5)),
+            Step("clamp", (6,)),
+            Step("end", (7,), (4,)),
+        ],
+        [(5,), (2,), (6,), (2, 3), (2, 3), (2, 3), (2, 3), (2, 3), (2,)],
+        [(2, 5), (6, 5), (2, 1, 3), (2,), (2, 6)],
+    ),
 }

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, CLIPConfig, CLIPModel, T5Config, T5ForConditionalGeneration, ViTModel
 
 import lorashear
-from lorashear.errors import Fault
+from lorashear.errors import Fault, LorashearError
 from lorashear.models import analysed
 from lorashear_ir.ops import TABLE
 from lorashear_ir.ops.base import Dims
@@ -303,3 +303,13 @@ def test_the_command_line_says_the_same(
             "lorashear: LlamaForCausalLM cannot be traced with inputs input_ids, use_cache: its control flow depends on "
             "data: a number is read out of a tensor in module model.layers.1.mlp.act_fn"
         )
+
+
+@pytest.mark.parametrize(
+    ("model", "what"), [(None, "a NoneType"), (nn.Linear, "the class Linear"), (len, "a builtin_function_or_method")]
+)
+@pytest.mark.parametrize("call", [lorashear.groups, lorashear.trace, lambda model: lorashear.prune(model, {})])
+def test_what_is_no_model(call: Callable[[Any], Any], model: Any, what: str) -> None:
+    sentence = f"^a model is a folder, a hub id or a torch module, and {what} is none: pass one of these$"
+    with pytest.raises(LorashearError, match=sentence):
+        call(model)

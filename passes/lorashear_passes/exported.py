@@ -38,6 +38,8 @@ def translate(program: ExportedProgram, model: torch.nn.Module) -> Graph:
             held = program.constants.get(path) if role == "constant" else None
             holds = aten.holds(held) if isinstance(held, torch.Tensor) else ""
             sources.append(Source(aten.value(node.name, tensor), role, path, holds))
+        elif node.op == "get_attr":
+            continue  # a program inside the program, that an operator runs
         elif node.op == "output":
             results = tuple(names[n] for n in node.all_input_nodes)
         elif node.target is operator.getitem:
@@ -62,7 +64,7 @@ def translate(program: ExportedProgram, model: torch.nn.Module) -> Graph:
 
 
 def _name(argument: object, names: dict[torch.fx.Node, str]) -> str | None:
-    return names[argument] if isinstance(argument, torch.fx.Node) else None
+    return names.get(argument) if isinstance(argument, torch.fx.Node) else None
 
 
 def _constant(argument: object, roles: dict[str, tuple[Role, str]], program: ExportedProgram) -> torch.Tensor | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from lorashear_ir.graph import Graph, Node, Norm, Ref
+from lorashear_ir.graph import Argument, Graph, Node, Norm, Ref
 from lorashear_ir.ops import Dims
 from lorashear_ir.ops.base import argument
 
 Match = tuple[str, float, float, str]  # weight, offset, eps, result of the operator that adds eps
 CASTS = {"to", "_to_copy", "type_as", "float", "view", "reshape"}  # leave the elements as they are
+
+DEFAULT_EPS = {"f32": 2.0**-23, "f64": 2.0**-52}
+"""What torch's rms_norm takes where no eps is given, by what it computes in: float32 for narrower ones."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class _Finder:
     def from_operator(self, node: Node) -> Match | None:
         weight, eps = argument(node, 2), argument(node, 3)
         over = argument(node, 1)
+        if eps is None:
+            eps = DEFAULT_EPS.get(node.outputs[0].dtype, DEFAULT_EPS["f32"])
         single = isinstance(over, tuple) and len(over) == 1
         if single and isinstance(weight, Ref) and weight.name in self.parameters and isinstance(eps, float):
             return self.parameters[weight.name], 0.0, eps, node.outputs[0].name
@@ -84,13 +89,18 @@ class _Finder:
     def from_mean(self, mean: Node) -> Match | None:
         """Walk mean → + eps → rsqrt → · x → · w; None where a step is missing or a value has other uses."""
         x = self.squared(mean)
-        if x is None or mean.arguments[1:3] != ((-1,), True):
+        last = len(mean.outputs[0].shape) - 1
+        if x is None or mean.arguments[1:3] not in (((-1,), True), ((last,), True)):
             return None
         plus = self._only_user(mean, {"add"})
         eps = plus and next((a for a in plus.arguments if isinstance(a, float)), None)
-        root = plus and self._only_user(plus, {"rsqrt"})
-        scaled = root and self._only_user(root, {"mul"})
-        if eps is None or scaled is None or self._bare(self._other(scaled, root)) != x:
+        root = plus and self._only_user(plus, {"rsqrt", "sqrt", "pow"})
+        if eps is None or root is None or (root.op == "pow" and root.arguments[1] != -0.5):
+            return None
+        scaled = self._only_user(root, {"div" if root.op == "sqrt" else "mul"})
+        if scaled is None or self._bare(self._other(scaled, root)) != x:
+            return None
+        if root.op == "sqrt" and self._bare_of(scaled.arguments[0]) != x:  # upside down
             return None
         weighted = self._only_user(scaled, {"mul"})
         weight = weighted and self._weight(self._other_of(weighted, scaled))
@@ -102,7 +112,8 @@ class _Finder:
         node = self.made_by.get(argument.name) if isinstance(argument, Ref) else None
         if node is None or not isinstance(node.arguments[0], Ref):
             return None
-        if (node.op == "pow" and node.arguments[1] == 2) or (node.op == "mul" and len(set(node.arguments)) == 1):
+        twice = node.op == "mul" and len(set(node.arguments)) == 1
+        if twice or node.op == "square" or (node.op == "pow" and node.arguments[1] == 2):
             return self._bare(node.arguments[0].name)
         return None
 
@@ -112,6 +123,9 @@ class _Finder:
             first = self.made_by[name].arguments[0]
             name = first.name if isinstance(first, Ref) else None
         return name
+
+    def _bare_of(self, argument: Argument) -> str | None:
+        return self._bare(argument.name) if isinstance(argument, Ref) else None
 
     def _only_user(self, node: Node, ops: set[str]) -> Node | None:
         """The one user of a node, looking through casts, if it is one of the ops."""

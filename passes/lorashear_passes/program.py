@@ -116,7 +116,8 @@ def rewrite_node(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     same = stands == old_op  # else the graph has a simpler operator: a slice for a run of indices
     if same and old_op == new_op and before.arguments == after.arguments:
         return
-    if stands != new_op or len(after.arguments) != len(before.arguments):
+    given = (*before.arguments, *[None] * (len(after.arguments) - len(before.arguments)))  # defaults that are none now
+    if stands != new_op or len(after.arguments) != len(given):
         fx_node.target = getattr(torch.ops.aten, new_op).default if new_op != "slice" else torch.ops.aten.slice.Tensor
         source = fx_node.args[0]
         fx_node.args = (source, *(_python(a) for a in after.arguments[1:]))
@@ -125,7 +126,7 @@ def rewrite_node(fx_node: torch.fx.Node, before: Node, after: Node) -> None:
     schema = fx_node.target._schema.arguments  # type: ignore[union-attr]
     arguments = list(fx_node.args)
     keywords = dict(fx_node.kwargs)
-    for position, (old, new) in enumerate(zip(before.arguments, after.arguments, strict=True)):
+    for position, (old, new) in enumerate(zip(given, after.arguments, strict=True)):
         if old == new:
             continue
         if position < len(arguments):

@@ -34,7 +34,8 @@ def resize(graph: Graph, groups: Groups, removed: Mapping[str, Collection[int]])
     dims: dict[str, Dims] = {value.name: value.dims or () for value in graph.values()}
     shapes = {value.name: value.shape for value in graph.values()}
     sizes = Resizing(dims, stays, widths)
-    mended = {found.eps_node: eps[found.norm.weight] for found in find_norms(graph, dims) if found.norm.weight in eps}
+    norms = [(found, eps.get(found.norm.weight, found.norm.eps)) for found in find_norms(graph, dims)]
+    mended = {found.eps_node: after for found, after in norms if after != found.norm.eps}
 
     def smaller(value: Value) -> Value:
         return replace(value, shape=sizes.shape(value.name), dims=None, points=None)
@@ -50,9 +51,9 @@ def resize(graph: Graph, groups: Groups, removed: Mapping[str, Collection[int]])
         if row is not None and row.sizes is not None and touched(node):
             node = row.sizes(node, sizes)
         if node.outputs and node.outputs[0].name in mended:
-            value = mended[node.outputs[0].name]
-            place = next(i for i, a in enumerate(node.arguments) if isinstance(a, float))
-            node = replace(node, arguments=(*node.arguments[:place], value, *node.arguments[place + 1 :]))
+            value, given = mended[node.outputs[0].name], node.arguments
+            place = next((i for i, a in enumerate(given) if isinstance(a, float)), 3)  # rms_norm without one
+            node = replace(node, arguments=(*given[:place], value, *given[place + 1 :]))
         return replace(node, outputs=tuple(map(smaller, node.outputs)))
 
     return replace(
