@@ -32,14 +32,16 @@ def still(model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         return frozenset()
-    families: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for name, indices in removed.items():
-        if len(indices):
-            families[groups[name].kind, groups[name].size].append(name)
+    families: dict[tuple[str, int], list[str]] = defaultdict(list)  # whole: a field sets the width of all their layers
+    for name, each in groups.items():
+        if each.prunable:
+            families[each.kind, each.size].append(name)
     followers: set[tuple[type, str]] = set()
     seen: list[set[tuple[type, str]]] = []
     for names in families.values():
-        some = {name: removed[name] for name in names}
+        some = {name: removed[name] for name in names if len(removed.get(name, ()))}
+        if not some:
+            continue
         found = driven(config, groups, names)
         base = one_layer(config, groups, some) or config
         before = _numbers(build(base, "meta") if found else model)

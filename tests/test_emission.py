@@ -28,11 +28,11 @@ pytestmark = [
 
 ODD = [
     name
-    for name in ("internlm3", "llama4_text", "axk1", "laguna", "minicpm3")
+    for name in ("internlm3", "llama4_text", "axk1", "laguna", "minicpm3", "beam")
     if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 ]
 """Another config's class; a prefix that no parameter has; names that would be read as others if changed twice; a
-width that the class reads from its config while it runs."""
+width that the class reads from its config while it runs; a number of each layer that looks like heads that only one loses."""
 
 CASES = [
     *map(apart, (*NAMED, *ODD)),
