@@ -7,6 +7,7 @@ Compiles at 20 % and 50 %, and prints one table: dense, pruned (the plan's plain
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def main() -> None:
     disable_progress_bar()
     started = time.perf_counter()
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo").resolve()
+    os.environ.setdefault("LORASHEAR_CACHE", str(out / "cache"))
     text = write(out / "text")
     held_out = windows(AutoTokenizer.from_pretrained(MODEL), read_texts([text["test"]]), CONTEXT, TEST_WINDOWS)
     dense = lorashear.load(MODEL).float()

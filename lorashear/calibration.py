@@ -50,7 +50,7 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
     found = data.windows(tokenizer, documents, length, limit=wanted, seed=settings.seed)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
     first = max(1, round(len(found) * settings.windows / wanted))
-    second = first + round(len(found) * guard / wanted)
+    second = first + max(1, round(len(found) * guard / wanted))  # nothing can be chosen without
     parts = (order[:first], order[first:second], order[second:])
     return Windows(*(found[part.sort().values] for part in parts))
 

@@ -69,6 +69,9 @@ def compile_(
     prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
     round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
     criterion: Annotated[str | None, typer.Option(help="obs, wanda, magnitude or random")] = None,
+    unprunable_ratio: Annotated[
+        float | None, typer.Option(help="with --per-layer: share of groups, those worth most, kept whole")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="tokens a calibration window")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
@@ -99,6 +102,7 @@ def compile_(
             prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
             round_to=round_to,
             criterion=criterion,
+            unprunable_ratio=unprunable_ratio,
             context=context,
             device=device,
             dtype=dtype,
@@ -118,6 +122,9 @@ def compile_(
     print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({report['ratio']['reached']:.2%} removed)")
     if perplexity:
         print(f"perplexity {perplexity['before']:.3f} → {perplexity['after']:.3f} ({perplexity['data']})")
+    if report["per_layer"]:
+        uniform, free = report["per_layer"]["loss"], report["per_layer"]["loss_per_layer"]
+        print(f"held-out loss {uniform:.3f} nats; with --per-layer it would be {free:.3f}")
     print(f"{report['note'] + '; ' if report['note'] else ''}written to {out} ({report['route']})")
 
 
@@ -129,12 +136,16 @@ def groups(
     ] = False,
     graph: Annotated[Path | None, typer.Option(help="dependency graph to write: FILE.graphml or FILE.dot")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the graph's file")] = False,
+    knowledge: Annotated[
+        Path | None, typer.Option(help="report.json, or the folder, of a compile: what each group is worth")
+    ] = None,
     as_json: AsJson = False,
     revision: Revision = None,
     trust_remote_code: Remote = False,
 ) -> None:
     """The node groups: name, kind, structures, weights each, prunable or the reason."""
     from lorashear import graphs, report
+    from lorashear import knowledge as analysis
     from lorashear.models import groups as groups_of
 
     if graph:
@@ -142,7 +153,10 @@ def groups(
     found = groups_of(model, revision=revision, trust_remote_code=trust_remote_code)
     if graph:
         graphs.write(found.graph(), graph, overwrite=overwrite)
-    if as_json:
+    if knowledge:
+        known = analysis.read(found, knowledge)
+        print(json.dumps(known, indent=2) if as_json else analysis.table(found, known))
+    elif as_json:
         print(json.dumps(report.operator_rows(found) if as_operators else report.group_rows(found), indent=2))
     else:
         print(report.operator_table(found) if as_operators else report.table(found))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lorashear import checkpoint, evaluate, models, report
+from lorashear import checkpoint, evaluate, knowledge, models, report
 from lorashear.calibration import GUARD_SHARE, Windows, batches, read_windows, window_length
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
@@ -32,6 +32,7 @@ from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
+from lorashear_passes.knowledge import Measured
 from lorashear_passes.oneshot import Outcome, compress
 from lorashear_passes.surgery import Settings as Surgery
 
@@ -150,6 +151,7 @@ def _compile(
         storage = Storage.of(source, twin)
         storage.check(source, twin)
         source.check_finite()
+        contents = source.contents()
         windows = read_windows(source.folder, config, texts, settings) if texts else None
     with stage("capture"):
         graph = models.captured(twin)
@@ -160,22 +162,24 @@ def _compile(
     with stage("group"):
         groups = models.expressible(group(typed), config, twin)
         stage.made("groups", lambda: report.table(groups))
+    criterion = _criterion(settings, windows)
     with stage("prune"):
         scratch = _working_copy(source.folder, settings, trust_remote_code)
         before = _judged(scratch, windows)
-        outcome = _outcome(scratch, groups, windows, settings, stage)
+        known = knowledge.kept(source, contents, windows, settings, criterion) if windows else {}
+        outcome = _outcome(scratch, groups, windows, settings, criterion, known, stage)
         del scratch
     with stage("plan"):
         recorded = {
             **asdict(settings),
             "prune": list(settings.prune),
-            "criterion": _criterion(settings, windows),
+            "criterion": criterion,
             "text": windows is not None,
         }
         plan = lower(source, twin, groups, outcome.removed, recorded)
         replace = _replacements(source, storage, groups, plan, outcome)
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
-        plan = replaced(plan, changed=changed, contents=source.contents())
+        plan = replaced(plan, changed=changed, contents=contents)
         stage.made("plan", plan.to_json)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
         with stage("slice"):
@@ -237,9 +241,14 @@ def _criterion(settings: Settings, windows: Windows | None) -> str:
 
 
 def _outcome(
-    model: torch.nn.Module, groups: Groups, windows: Windows | None, settings: Settings, stage: Stages
+    model: torch.nn.Module,
+    groups: Groups,
+    windows: Windows | None,
+    settings: Settings,
+    criterion: str,
+    known: Measured,
+    stage: Stages,
 ) -> Outcome:
-    criterion = _criterion(settings, windows)
     if windows is None and criterion not in ("magnitude", "random"):
         raise LorashearError(f"criterion is {criterion}, which needs text: pass text (--text FILE)")
     chosen = groups.only(settings.prune)
@@ -261,6 +270,8 @@ def _outcome(
             per_layer=settings.per_layer,
             round_to=settings.round_to,
             settings=Surgery(criterion=criterion, compensate=settings.compensate, seed=settings.seed),
+            unprunable=settings.unprunable_ratio,
+            measured=known,
             progress=stage.progress,
         )
     except Unreachable as error:
@@ -317,12 +328,22 @@ def _report(
         "compensated": sorted(plan.changed),
         "perplexity": perplexity,
         "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
+        "per_layer": _alternative(outcome),
+        "knowledge": knowledge.content(outcome.knowledge, groups, settings) if outcome.knowledge else None,
         "note": "" if windows is not None else "no text was given: ranked without data, not compensated",
         "seconds": {**stage.seconds, **{f"prune: {name}": round(s, 4) for name, s in outcome.seconds.items()}},
         "peak_bytes": stage.peak_bytes,
         "device": settings.device,
         "settings": asdict(settings),
     }
+
+
+def _alternative(outcome: Outcome) -> dict[str, Any] | None:
+    """What a uniform result would have kept if widths could differ per layer; None where that is not known."""
+    free = outcome.alternative
+    if free is None or outcome.split.name not in outcome.split.tried:
+        return None
+    return {"loss": outcome.split.tried[outcome.split.name], "loss_per_layer": free.tried[free.name]}
 
 
 def _count(found: checkpoint.Checkpoint, storage: Storage, groups: Groups, names: Mapping[str, str | None]) -> int:

@@ -25,6 +25,7 @@ class Settings:
     round_to: int = 1  # MLP and hidden widths are multiples of this
     criterion: str | None = None  # by default obs with text, magnitude without
     compensate: bool = True  # refit by least squares where there is text
+    unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only
     windows: int = 128  # calibration windows
     context: int | None = None  # tokens a window; by default the model's context, at most 512
     device: str = "cpu"
@@ -39,6 +40,14 @@ class Settings:
             raise LorashearError(f"prune names {', '.join(unknown) or 'nothing'}; the kinds are {', '.join(KINDS)}")
         if self.round_to < 1:
             raise LorashearError(f"round_to is {self.round_to}; it is a multiple for widths, 1 or more")
+        if self.unprunable_ratio is not None and not 0 <= self.unprunable_ratio < 1:
+            raise LorashearError(
+                f"unprunable_ratio is {self.unprunable_ratio:g}; it is a share of groups, 0 or more and under 1"
+            )
+        if self.unprunable_ratio is not None and not self.per_layer:
+            raise LorashearError(
+                "unprunable_ratio keeps single groups whole, so their layers differ: pass per_layer=True"
+            )
         if self.windows < 1:
             raise LorashearError(f"windows is {self.windows}; calibration needs 1 or more")
         if self.context is not None and self.context < 8:

@@ -75,7 +75,7 @@ def table(groups: Groups) -> str:
     rows += [
         (g.name, g.kind, str(g.size), str(g.parameters), "yes" if g.prunable else g.reason) for g in groups.values()
     ]
-    return _columns(rows, "<<>>")
+    return columns(rows, "<<>>")
 
 
 def operator_table(groups: Groups) -> str:
@@ -84,10 +84,10 @@ def operator_table(groups: Groups) -> str:
     for each in groups.operators():
         types = (f"{name.removeprefix(each.module + '.')} {type_}" for name, type_ in each.weights.items())
         rows.append((each.module, each.op, ", ".join(types), ", ".join(each.groups)))
-    return _columns(rows, "<<<")
+    return columns(rows, "<<<")
 
 
-def _columns(rows: Sequence[Sequence[str]], sides: str) -> str:
+def columns(rows: Sequence[Sequence[str]], sides: str) -> str:
     """Rows as lines; every column but the last as wide as its widest cell, text at the left ("<") or right (">")."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(sides))]
     return "\n".join(

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +27,7 @@ from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [f"w{i}" for i in range(94)]
+os.environ["LORASHEAR_CACHE"] = mkdtemp(prefix="lorashear-cache-")
 logging.disable_progress_bar()
 torch.set_num_threads(1 if IN_WORKER else 2)
 

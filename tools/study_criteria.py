@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 import lorashear
 from lorashear import calibration, data
 from lorashear_ir.groups import Groups
+from lorashear_passes.knowledge import Measured
 from lorashear_passes.oneshot import Settings, compress
 from lorashear_passes.splits import Budget, equal_shares
 from lorashear_passes.walk import Batch, heldout_loss, swapped
@@ -105,6 +106,7 @@ class Study:
         # What `compile` calibrates on, where it differs from how the model wants to be read.
         self.packed = batches(tokenizer, subject.text["train"], windows, False) if subject.single else []
         self.groups: Groups = lorashear.groups(self.model)
+        self.known: Measured = {}
 
     def run(self, ratio: float) -> None:
         chosen = self.groups.only(KINDS)
@@ -112,8 +114,9 @@ class Study:
         print(f"| {self.name} | {ratio:.0%} | dense | {dense:.3f} | |", flush=True)
         equal = Budget(chosen, ratio).widths(equal_shares(chosen))
         self.row(ratio, "split: equal shares", Settings(), widths=equal)
-        widths = self.row(ratio, "split: measured (default)", Settings(), heldout=self.guard)
-        self.row(ratio, "split: measured, per layer", Settings(), heldout=self.guard, per_layer=True)
+        chosen_by: dict[str, Any] = {"heldout": self.guard, "measured": self.known}
+        widths = self.row(ratio, "split: measured (default)", Settings(), **chosen_by)
+        self.row(ratio, "split: measured, per layer", Settings(), per_layer=True, **chosen_by)
         for label, settings in ROWS.items():
             self.row(ratio, label, settings, widths=widths)
         if self.packed:

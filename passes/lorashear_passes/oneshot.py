@@ -1,7 +1,8 @@
 """Pruning in one shot, without training: split the budget, then prune and refit block by block.
 
-1. *split*: which widths (`splits.py`): candidates are pruned on a part of the calibration text and held-out loss chooses;
-2. *prune*: a walk over the blocks, each on the outputs of the already pruned ones, ranks, removes and refits (`surgery.py`).
+1. *knowledge*: each group is pruned alone, and the held-out loss measured (`knowledge.py`);
+2. *split*: which widths (`splits.py`): candidates are pruned on a part of the calibration text and held-out loss chooses;
+3. *prune*: a walk over the blocks, each on the outputs of the already pruned ones, ranks, removes and refits (`surgery.py`).
 
 Weights are swapped while this runs and are back when `compress` returns.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from . import splits
 from .allocate import GroupsLike
-from .knowledge import loss_curves
+from .knowledge import Knowledge, Measured, analysed
 from .splits import Budget, Split
 from .surgery import Progress, Settings, Surgeon, units
 from .walk import Batch, Walk, heldout_loss
@@ -39,6 +40,10 @@ class Outcome:
     """Units kept per group (queries per KV head), and the splits that were tried."""
     seconds: dict[str, float]
     """Wall time per stage."""
+    knowledge: Knowledge | None = None
+    """None without held-out text, or where the widths were given."""
+    alternative: Split | None = None
+    """For a uniform split: the best one with widths per layer, by the same measure."""
 
 
 def compress(
@@ -53,6 +58,8 @@ def compress(
     minimum: Mapping[str, int] | None = None,
     settings: Settings | None = None,
     widths: Mapping[str, int] | None = None,
+    unprunable: float | None = None,
+    measured: Measured | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Choose what to remove from ``model`` so that ``ratio`` of all parameters goes, and refit what stays.
@@ -60,14 +67,15 @@ def compress(
     ``groups`` are those that may lose structures. ``batches`` are keyword arguments of the model's forward (``input_ids``
     ``[batch, length]``, ``attention_mask`` if padded, ``use_cache=False``), on its device; None: rank by magnitude, equal
     shares, no refit. ``heldout``, of the same form, chooses between splits; without it shares are equal. ``widths`` gives
-    the split instead (``ratio`` is then not looked at).
+    the split instead (``ratio`` is then not looked at). ``unprunable`` is the share of groups that stay whole
+    (`Budget.unprunable`). ``measured`` holds what is known of each group alone, and takes what is found (`analysed`).
 
     The same input gives the same outcome. Raises ``Unreachable`` (see `allocate`).
     """
     settings = settings or Settings()
     progress = progress or (lambda *_: None)
     chosen = {name: groups[name] for name in groups if units(groups[name]) > 1}
-    budget = Budget(groups, ratio, per_layer, round_to, minimum)
+    budget = Budget(groups, ratio, per_layer, round_to, minimum, unprunable)
     equal = dict(widths) if widths is not None else budget.widths(splits.equal_shares(chosen))
     seconds: dict[str, float] = {}
     if not batches:
@@ -78,14 +86,21 @@ def compress(
     with _timed(seconds, "walk"):
         walk = surgeon.walk(batches)
     split = Split(equal, "given" if widths is not None else "equal shares", {})
+    knowledge, alternative = None, None
     if widths is None and heldout:
+        with _timed(seconds, "knowledge"):
+            known = measured if measured is not None else {}
+            knowledge = analysed(surgeon, walk, lambda: surgeon.walk(heldout), known, progress)
         with _timed(seconds, "split"):
-            split = _split(surgeon, budget, walk, heldout, progress)
+            split, alternative = _split(surgeon, budget, knowledge, walk, heldout, progress)
     with _timed(seconds, "prune"), surgeon.pruned(walk, split.widths, progress) as (removed, weights):
-        return Outcome(removed, weights, split, seconds)
+        return Outcome(removed, weights, split, seconds, knowledge, alternative)
 
 
-def _split(surgeon: Surgeon, budget: Budget, walk: Walk, heldout: Sequence[Batch], progress: Progress) -> Split:
+def _split(
+    surgeon: Surgeon, budget: Budget, knowledge: Knowledge, walk: Walk, heldout: Sequence[Batch], progress: Progress
+) -> tuple[Split, Split | None]:
+    """The split, and where it is uniform what widths per layer would give."""
     few = _few(walk)
     count = 0
 
@@ -97,11 +112,11 @@ def _split(surgeon: Surgeon, budget: Budget, walk: Walk, heldout: Sequence[Batch
         progress("split", count, max(count, splits.TRIALS))
         return loss
 
-    split = splits.uniform(budget, surgeon.chosen, partial(measured, few))
+    split = splits.uniform(budget, surgeon.chosen, knowledge, partial(measured, few))
+    free = splits.per_layer(budget, surgeon.chosen, knowledge, split, partial(measured, few))
     if budget.per_layer:
-        curves = loss_curves(surgeon, walk, surgeon.walk(heldout), progress)
-        split = splits.per_layer(budget, surgeon.chosen, curves, split, partial(measured, few))
-    return splits.run_off(split, partial(measured, walk))
+        return splits.run_off(free, partial(measured, walk)), None
+    return splits.run_off(split, partial(measured, walk)), free
 
 
 def _few(walk: Walk) -> Walk:

@@ -1,12 +1,14 @@
 """How one budget is split between kinds and layers: candidates are pruned for real, and held-out loss chooses.
 
+The knowledge curves, each group pruned alone, go through one knapsack over all groups. Damages do not simply add up, so
+what it gives is a candidate beside others.
+
 *Uniform*: all layers have the same widths, so a split is a few numbers: heads, queries in each, hidden channels; the
 widest family (MLP channels) fills what is left of the budget. Where there are few, all are tried; else a descent over
-those numbers starts at equal shares and halves its steps.
+those numbers starts at equal shares or at the knowledge split, whichever is better, and halves its steps.
 
-*Per layer*: the knowledge curves, each group pruned alone, go through one knapsack over all groups. Damages do not simply
-add up, so a second candidate adds the damage of unequal shares to them, and the best uniform split is the third: letting
-widths differ never loses to it on the held-out text.
+*Per layer*: a second candidate adds the damage of unequal shares to the curves, and the best uniform split is the third:
+letting widths differ never loses to it on the held-out text. A share of the groups, the crucial ones, can be kept whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from math import inf, prod
 from statistics import median
 
 from .allocate import Family, GroupLike, GroupsLike, Unreachable, allocate, families
-from .knowledge import Curves
+from .knowledge import Curves, Knowledge, crucial
 from .surgery import units
 
 __all__ = ["Budget", "Split", "equal_shares", "per_layer", "run_off", "uniform"]
@@ -38,6 +40,8 @@ class Budget:
     per_layer: bool = False
     round_to: int = 1
     minimum: Mapping[str, int] | None = None
+    unprunable: float | None = None
+    """Share of the groups that stay whole where widths differ per layer."""
 
     def widths(self, curves: Curves, *, per_layer: bool | None = None, fixed: Widths | None = None) -> Widths:
         """Raises Unreachable."""
@@ -71,7 +75,7 @@ def equal_shares(chosen: Mapping[str, GroupLike]) -> Curves:
     }
 
 
-def uniform(budget: Budget, chosen: Mapping[str, GroupLike], measure: Measure) -> Split:
+def uniform(budget: Budget, chosen: Mapping[str, GroupLike], knowledge: Knowledge, measure: Measure) -> Split:
     """The uniform split of least held-out loss among about ``TRIALS``.
 
     Raises:
@@ -80,8 +84,11 @@ def uniform(budget: Budget, chosen: Mapping[str, GroupLike], measure: Measure) -
     grid = _Grid(budget, equal_shares(chosen), measure)
     if not grid.pinned:
         return Split(grid.start, "equal shares", {})
-    every = prod(map(len, grid.widths))
-    here = min(product(*(range(len(w)) for w in grid.widths)), key=grid.loss) if every <= TRIALS else _descent(grid)
+    if prod(map(len, grid.widths)) <= TRIALS:
+        here = min(product(*(range(len(w)) for w in grid.widths)), key=grid.loss)
+    else:
+        starts = (grid.start, budget.widths(_curves(knowledge, chosen), per_layer=False))
+        here = _descent(grid, min(map(grid.at, starts), key=grid.loss))
     landed = {grid.name(at): found for at, found in grid.tried.items() if found}
     losses = {name: loss for name, (loss, _) in landed.items()}
     return _best({name: widths for name, (_, widths) in landed.items()}, losses, grid.name(here))
@@ -102,8 +109,12 @@ class _Grid:
         kinds = ("hidden", "head", "query") if fill else ()
         self.pinned = [f for f in movable if f is not fill and f.kind in kinds]
         self.widths: list[list[int]] = [family.widths.tolist() for family in self.pinned]
-        self.first: Point = tuple(w.index(self.start[f.names[0]]) for f, w in self._pairs())
+        self.first = self.at(self.start)
         self.tried: dict[Point, tuple[float, Widths] | None] = {}
+
+    def at(self, widths: Widths) -> Point:
+        """Where these uniform widths lie."""
+        return tuple(w.index(widths[f.names[0]]) for f, w in self._pairs())
 
     def loss(self, at: Point) -> float:
         """Held-out loss of a point, measured once; infinite where no widths of the rest land on the ratio."""
@@ -133,9 +144,8 @@ class _Grid:
         return list(zip(self.pinned, self.widths, strict=True))
 
 
-def _descent(grid: _Grid) -> Point:
-    """From equal shares to the best neighbour, in steps that are halved where no neighbour is better."""
-    here = grid.first
+def _descent(grid: _Grid, here: Point) -> Point:
+    """To the best neighbour, in steps that are halved where no neighbour is better."""
     steps = [max(1, round(len(widths) * grid.budget.ratio / 2)) for widths in grid.widths]
     while sum(found is not None for found in grid.tried.values()) < TRIALS:
         best = min([here, *grid.around(here, steps)], key=grid.loss)
@@ -149,18 +159,27 @@ def _descent(grid: _Grid) -> Point:
 
 
 def per_layer(
-    budget: Budget, chosen: Mapping[str, GroupLike], curves: Curves, control: Split, measure: Measure
+    budget: Budget, chosen: Mapping[str, GroupLike], knowledge: Knowledge, control: Split, measure: Measure
 ) -> Split:
-    """The per-layer split of least held-out loss: from the knowledge curves, or the uniform ``control``."""
-    found = {f"uniform, {control.name}": control.widths}
+    """The per-layer split of least held-out loss: from the knowledge curves, or the uniform ``control``.
+
+    Raises:
+        Unreachable: without the groups that stay whole the ratio is out of reach.
+    """
+    names = crucial(knowledge, chosen, budget.unprunable) if budget.unprunable else []
+    whole = {name: units(chosen[name]) for name in names}
+    curves = _curves(knowledge, chosen)
     both = _sum(curves, equal_shares(chosen))
+    found = {} if whole else {f"uniform, {control.name}": control.widths}
     for name, damage in {"knowledge": curves, "knowledge + equal shares": both}.items():
-        widths = budget.widths(damage, per_layer=True)
+        rest = {group: curve for group, curve in damage.items() if group not in whole}
+        widths = {**whole, **budget.widths(rest, per_layer=True)}
         if widths not in found.values():
             found[name] = widths
-    tried = {name: measure(widths) for name, widths in found.items()}
-    chosen_one = _best(found, tried, min(tried, key=lambda name: tried[name]))
-    return replace(chosen_one, tried={**control.tried, **tried})
+    known = {f"uniform, {name}": loss for name, loss in control.tried.items()}
+    tried = {name: known[name] if name in known else measure(widths) for name, widths in found.items()}
+    best = _best(found, tried, min(tried, key=lambda name: tried[name]))
+    return replace(best, tried={**control.tried, **tried})
 
 
 def run_off(split: Split, measure: Measure) -> Split:
@@ -177,6 +196,10 @@ def _best(found: Mapping[str, Widths], losses: Mapping[str, float], best: str) -
     """The split called ``best``, with those that are nearly as good."""
     near = sorted((loss, name) for name, loss in losses.items() if name != best and loss < losses[best] + MARGIN)
     return Split(found[best], best, losses, {name: found[name] for _, name in near[:RIVALS]})
+
+
+def _curves(knowledge: Knowledge, chosen: Mapping[str, GroupLike]) -> Curves:
+    return {name: knowledge.curve(group) for name, group in chosen.items()}
 
 
 def _sum(one: Curves, other: Curves) -> Curves:

@@ -114,19 +114,19 @@ class Surgeon:
                     progress("prune", position + 1, len(walk.stages))
             yield removed, weights
 
-    def alone(self, name: str, covariance: Tensor) -> Iterator[tuple[GroupLike, int, Tensor]]:
-        """Each group of a consumer pruned alone to each of about ten levels: the group, units removed, and the weight."""
+    def alone(self, name: str, group: GroupLike, covariance: Tensor) -> Iterator[Tensor]:
+        """A consumer's weight with one of its groups pruned alone, at each of its `levels`."""
         job, weight = self.jobs[name], self.weight(name)
-        for group, columns in zip(job.groups, job.columns, strict=True):
-            order = self._order(group, columns, columns, group.blocks, weight, covariance)
-            for count in levels(group):
-                gone = columns[order[: count * group.blocks]].flatten()
-                yield group, count, self._refitted(weight, gone, covariance, None)
-
-    def front_alone(self, group: GroupLike) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """A group in front pruned alone to each of about ten levels: units removed, and the zeroed parameters."""
+        columns = job.columns[job.groups.index(group)]
+        order = self._order(group, columns, columns, group.blocks, weight, covariance)
         for count in levels(group):
-            yield count, self._front_zeroed({g.name: units(g) - count * (g is group) for g in self.front}, {})
+            gone = columns[order[: count * group.blocks]].flatten()
+            yield self._refitted(weight, gone, covariance, None)
+
+    def front_alone(self, group: GroupLike) -> Iterator[dict[str, Tensor]]:
+        """The zeroed parameters of a group in front pruned alone, at each of its `levels`."""
+        for count in levels(group):
+            yield self._front_zeroed({g.name: units(g) - count * (g is group) for g in self.front}, {})
 
     def weight(self, name: str) -> Tensor:
         return self.model.get_parameter(f"{name}.weight").data
