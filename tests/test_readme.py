@@ -41,17 +41,14 @@ def test_it_opens_with_a_sentence_the_two_commands_and_the_table() -> None:
 
 
 @pytest.mark.slow
-def test_the_python_runs(place: Path) -> None:
+def test_the_python_and_the_commands_run(place: Path) -> None:
+    """One after the other, since what the first finds out about each group serves the second."""
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code
     assert len([line for line in code[1].splitlines() if line]) == 6
     printed = run(place, sys.executable, "-c", code[1].replace('"smaller"', '"from-python"'))
     assert "('model.layers.0.self_attn.q_proj.weight', 0, [0, 1," in printed
     assert (place / "from-python" / "lorashear" / "plan.json").exists()
-
-
-@pytest.mark.slow
-def test_the_commands_run(place: Path) -> None:
     lines = [line.partition("#")[0] for line in README.splitlines() if line.startswith("lorashear ")]
     assert [line.split()[1] for line in lines] == ["compile", "verify", "groups", "groups", "trace", "apply"]
     for line in lines:
