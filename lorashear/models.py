@@ -67,18 +67,32 @@ def _first(error: Exception) -> str:
 
 def as_module(model: Model, *, revision: str | None = None, trust_remote_code: bool = False) -> torch.nn.Module:
     """A module to trace: the meta twin of a folder, or the module itself."""
+    check_kind(model)
     if isinstance(model, torch.nn.Module):
         return model
-    check_kind(model)
     folder = checkpoint.resolve(model, revision)
     return build_twin(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
 
 
 def check_kind(model: Any) -> None:
-    """Refuse what is no model: LorashearError."""
+    """Refuse what is no model, or one inside something else: LorashearError."""
     if not isinstance(model, str | Path | torch.nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise LorashearError(f"a model is a folder, a hub id or a torch module, and {what} is none: pass one of these")
+    if not isinstance(model, torch.nn.Module):
+        return
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise LorashearError(f"{name} is TorchScript, whose operators are compiled: pass the module it was made from")
+    inner = ", ".join(n for n, _ in model.named_children())
+    if inner in ("module", "_orig_mod") and type(model).__module__.startswith("torch."):  # DataParallel, torch.compile
+        raise LorashearError(f"{name} only runs another module: pass that one, its attribute {inner}")
+    packed = [path for path, each in model.named_modules() if type(each).__module__.startswith("torch.ao.nn.quantized")]
+    if packed:
+        raise LorashearError(f"{name} has quantised weights in module {packed[0]}: prune first, quantise the result")
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, torch.nn.parameter.UninitializedTensorMixin)]
+    if lazy:
+        raise LorashearError(f"{name} has no shape yet for {lazy[0]}: call it once with its inputs")
 
 
 def example_inputs(module: torch.nn.Module) -> dict[str, Any]:

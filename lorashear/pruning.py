@@ -51,10 +51,10 @@ def prune(
         LorashearError: an unknown or frozen group, a choice that no model can be made of, or a module that cannot be
             traced.
     """
+    models.check_kind(model)
     if not isinstance(model, torch.nn.Module):
         from lorashear.checkpoint import resolve
 
-        models.check_kind(model)
         model = models.AutoModelForCausalLM.from_pretrained(resolve(model, revision), dtype="auto")
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)

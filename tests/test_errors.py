@@ -313,3 +313,38 @@ def test_what_is_no_model(call: Callable[[Any], Any], model: Any, what: str) -> 
     sentence = f"^a model is a folder, a hub id or a torch module, and {what} is none: pass one of these$"
     with pytest.raises(LorashearError, match=sentence):
         call(model)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (torch.compile, "OptimizedModule only runs another module: pass that one, its attribute _orig_mod"),
+        (nn.DataParallel, "DataParallel only runs another module: pass that one, its attribute module"),
+        (
+            torch.jit.script,
+            "RecursiveScriptModule is TorchScript, whose operators are compiled: pass the module it was made from",
+        ),
+        (
+            lambda module: nn.Sequential(module, nn.LazyLinear(4)),
+            "Sequential has no shape yet for 1.weight: call it once with its inputs",
+        ),
+        (
+            lambda module: torch.ao.quantization.quantize_dynamic(module, {nn.Linear}),
+            "Sequential has quantised weights in module 0: prune first, quantise the result",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_that_hides_its_operators(wrap: Callable[[nn.Module], nn.Module], words: str) -> None:
+    module = wrap(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)))
+    for call in (lorashear.trace, lorashear.groups, lambda m, i: lorashear.prune(m, {}, i)):
+        assert sentence(functools.partial(call, module, X)) == words
+
+
+def test_an_error_of_one_word_says_its_kind() -> None:
+    class Keyed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return {}["scale"] * x
+
+    said = sentence(lambda: lorashear.groups(nn.Sequential(nn.Linear(6, 6), Keyed()), X))
+    assert said == "Sequential cannot be traced with inputs input: KeyError 'scale' in module 1"

@@ -104,9 +104,10 @@ def _reason(stopped: CannotRecord, error: Exception) -> str:
     elif isinstance(cause, DynamicOutputShapeException):
         reason = f"a shape depends on data: {cause.func}"
     else:
-        reason = _first_line(stopped).rstrip(".")
+        reason = _first_line(cause if isinstance(cause, Exception) else stopped).rstrip(".")
     return reason + (f" in module {stopped.module}" if stopped.module else "")
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return said if " " in said else f"{type(error).__name__} {said}".rstrip()
