@@ -90,7 +90,7 @@ def check_kind(model: Any) -> None:
     packed = [path for path, each in model.named_modules() if type(each).__module__.startswith("torch.ao.nn.quantized")]
     if packed:
         raise LorashearError(f"{name} has quantised weights in module {packed[0]}: prune first, quantise the result")
-    lazy = [n for n, p in model.named_parameters() if isinstance(p, torch.nn.parameter.UninitializedTensorMixin)]
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, torch.nn.UninitializedParameter)]
     if lazy:
         raise LorashearError(f"{name} has no shape yet for {lazy[0]}: call it once with its inputs")
 
