@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import lorashear_ir as ir
     import lorashear_passes as passes
     from lorashear.applying import apply
-    from lorashear.compiler import CompileResult, compile, load
+    from lorashear.compiler import CompileResult, compile
     from lorashear.exporting import export
+    from lorashear.loading import load
     from lorashear.models import groups, trace
     from lorashear.plans import Plan, plan
     from lorashear.pruning import prune
@@ -35,7 +36,7 @@ _HOMES = {
     "compile": "lorashear.compiler",
     "export": "lorashear.exporting",
     "groups": "lorashear.models",
-    "load": "lorashear.compiler",
+    "load": "lorashear.loading",
     "parse": "lorashear_ir.text",
     "plan": "lorashear.plans",
     "prune": "lorashear.pruning",

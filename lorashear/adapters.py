@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +101,22 @@ def merged(model: Any) -> torch.nn.Module:
         return model.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise LorashearError(f"peft cannot merge these adapters into weights: {str(error).splitlines()[0]}") from error
+
+
+def carrying(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
+    """The model as a PeftModel with an adapter that was saved."""
+    from peft import PeftModel
+
+    with quiet():
+        return PeftModel.from_pretrained(model, folder)  # type: ignore[arg-type]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers warns of when peft calls it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _part(model: torch.nn.Module) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint, resolve
+from lorashear.config import ADAPTER
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import wanted_slice, write_folder
@@ -15,8 +16,6 @@ from lorashear.layout import SHARD_BYTES
 from lorashear.lora import Adapter
 from lorashear.output import resumable_folder
 from lorashear.plans import Plan
-
-ADAPTER = ("merge", "keep")
 
 
 def apply(

@@ -1,4 +1,4 @@
-"""A user's text, dealt out: windows to calibrate on, windows that choose between splits, windows that judge the result."""
+"""A user's text, dealt out: windows to calibrate on, that choose between splits, that judge the result, to train on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ BATCH_WINDOWS = 16  # no larger, so that a trial can take a few of them
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids, int64 [windows, context]; no window is in two of them, and ``guard`` and ``evaluation`` may be empty."""
+    """Token ids, int64 [windows, context]; no window is in two of them, and all but ``calibration`` may be empty."""
 
     calibration: torch.Tensor
     guard: torch.Tensor
     evaluation: torch.Tensor
+    training: torch.Tensor
 
     @property
     def context(self) -> int:
@@ -33,7 +34,8 @@ class Windows:
 
 
 def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | Path], settings: Settings) -> Windows:
-    """Windows of the texts, dealt out at random by the seed; where the text is short each use gets its share of it.
+    """Windows of the texts, dealt out at random by the seed; where the text is short each use gets its share of it, and
+    training half. What is not trained on does not depend on whether there is training, unless the text is short.
 
     Raises:
         LorashearError: no text, no tokenizer, less than one window, or a context that the model does not have.
@@ -47,12 +49,20 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
     guard = -(-settings.windows // GUARD_SHARE)
     evaluation = -(-EVALUATION_TOKENS // (length - 1))
     wanted = settings.windows + guard + evaluation
-    found = data.windows(tokenizer, documents, length, limit=wanted, seed=settings.seed)
+    training = -(-(settings.tokens or 0) // length)
+    found, others = data.windows_and_others(tokenizer, documents, length, wanted, training, settings.seed)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
-    first = max(1, round(len(found) * settings.windows / wanted))
-    second = first + max(1, round(len(found) * guard / wanted))  # nothing can be chosen without
-    parts = (order[:first], order[first:second], order[second:])
-    return Windows(*(found[part.sort().values] for part in parts))
+    every = len(found) + len(others)
+    fixed = min(len(found), every - min(training, every // 2))
+    first = max(1, round(fixed * settings.windows / wanted))
+    second = first + max(1, round(fixed * guard / wanted))  # nothing can be chosen without
+    parts = (order[:first], order[first:second], order[second:fixed], order[fixed:])
+    calibration, guarding, evaluation, spare = (found[part.sort().values] for part in parts)
+    if settings.tokens and not len(others) + len(spare):
+        raise LorashearError(
+            f"the text has one window of {length} tokens, and none is left to train on; give more text"
+        )
+    return Windows(calibration, guarding, evaluation, torch.cat([others, spare]))
 
 
 def window_length(config: PreTrainedConfig, settings: Settings) -> int:

@@ -65,6 +65,9 @@ def compile_(
     out: Annotated[Path, typer.Option(help="result folder")],
     text: Annotated[list[Path] | None, typer.Option(help=".txt, .jsonl or .parquet to calibrate on")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
+    tokens: Annotated[
+        int | None, typer.Option(help="of the text to train on after pruning, again and again where it is short")
+    ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="let widths differ between layers")] = False,
     prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
     round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
@@ -72,7 +75,13 @@ def compile_(
     unprunable_ratio: Annotated[
         float | None, typer.Option(help="with --per-layer: share of groups, those worth most, kept whole")
     ] = None,
-    context: Annotated[int | None, typer.Option(help="tokens a calibration window")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="the highest, of training; by default from the model's width")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="of the LoRA adapter that is trained")] = 16,
+    distill: Annotated[float, typer.Option(help="share of the loss that is the divergence from the dense model")] = 0.5,
+    adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
+    context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
     revision: Revision = None,
@@ -98,6 +107,11 @@ def compile_(
             out,
             text=list(text or ()),
             one_shot=one_shot,
+            tokens=tokens,
+            learning_rate=learning_rate,
+            rank=rank,
+            distill=distill,
+            adapter=adapter,
             per_layer=per_layer,
             prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
             round_to=round_to,
@@ -121,7 +135,8 @@ def compile_(
     parameters, perplexity = report["parameters"], report["perplexity"]
     print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({report['ratio']['reached']:.2%} removed)")
     if perplexity:
-        print(f"perplexity {perplexity['before']:.3f} → {perplexity['after']:.3f} ({perplexity['data']})")
+        steps = [f"{perplexity[name]:.3f}" for name in ("before", "pruned", "after") if name in perplexity]
+        print(f"perplexity {' → '.join(steps)} ({perplexity['data']})")
     if report["per_layer"]:
         uniform, free = report["per_layer"]["loss"], report["per_layer"]["loss_per_layer"]
         print(f"held-out loss {uniform:.3f} nats; with --per-layer it would be {free:.3f}")
@@ -254,8 +269,8 @@ def eval_(
     from transformers import AutoTokenizer
 
     from lorashear import checkpoint, data
-    from lorashear.compiler import load
     from lorashear.evaluate import perplexity
+    from lorashear.loading import load
 
     documents = data.read_texts(text)
     rows = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lorashear import checkpoint, evaluate, knowledge, models, report
+from lorashear import checkpoint, evaluate, knowledge, models, recovery, report
 from lorashear.calibration import GUARD_SHARE, Windows, batches, read_windows, window_length
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import wanted_slice, write_folder, write_json
+from lorashear.loading import check_usable, load, working_copy
 from lorashear.output import check_target, output_folder
 from lorashear.planning import lower
 from lorashear.plans import Plan
@@ -35,8 +37,6 @@ from lorashear_passes.groups import group
 from lorashear_passes.knowledge import Measured
 from lorashear_passes.oneshot import Outcome, compress
 from lorashear_passes.surgery import Settings as Surgery
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,6 @@ class CompileResult:
         from lorashear.exporting import export
 
         export(self.folder, format, path)
-
-
-def load(model: str | Path, *, revision: str | None = None) -> torch.nn.Module:
-    """Any folder that LoRAShear wrote, or a hub id that it was pushed to, as a transformers model in its stored dtype.
-
-    No code that lies in the folder is run.
-
-    Raises:
-        LorashearError: no such model, or its files are broken.
-    """
-    folder = checkpoint.resolve(model, revision)
-    checkpoint.Checkpoint.open(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
 def compile(
@@ -105,8 +92,12 @@ def compile(
         LorashearError: the request or the input is wrong, or the ratio is out of reach.
     """
     wanted = Settings(ratio=ratio, **settings)
-    _usable(wanted)
+    check_usable(wanted)
     texts = [text] if isinstance(text, str | Path) else list(text)
+    if not texts and wanted.tokens:
+        raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")
+    if not texts and wanted.criterion not in (None, "magnitude", "random"):
+        raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
     with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         if isinstance(model, torch.nn.Module):
             folder, name = _saved(model, tokenizer, Path(scratch)), type(model).__name__
@@ -164,10 +155,12 @@ def _compile(
         stage.made("groups", lambda: report.table(groups))
     criterion = _criterion(settings, windows)
     with stage("prune"):
-        scratch = _working_copy(source.folder, settings, trust_remote_code)
-        before = _judged(scratch, windows)
+        reloaded = partial(working_copy, settings=settings, trust_remote_code=trust_remote_code)
+        scratch = reloaded(source.folder)
+        perplexity = {"before": _judged(scratch, windows)}
         known = knowledge.kept(source, contents, windows, settings, criterion) if windows else {}
         outcome = _outcome(scratch, groups, windows, settings, criterion, known, stage)
+        teacher = scratch if settings.tokens and settings.distill else None
         del scratch
     with stage("plan"):
         recorded = {
@@ -181,13 +174,28 @@ def _compile(
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = replaced(plan, changed=changed, contents=contents)
         stage.made("plan", plan.to_json)
-    with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=source.bytes) as folder:
+    room = source.bytes * (2 if settings.tokens else 1)
+    with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=room) as folder:
+        pruned, trained = folder / "pruned" if settings.tokens else folder, None
         with stage("slice"):
             wanted = wanted_slice(plan, source, replace=replace)
-            write_folder(plan, wanted, folder, progress=partial(stage.progress, "slice"))
+            pruned.mkdir(exist_ok=True)
+            write_folder(plan, wanted, pruned, progress=partial(stage.progress, "slice"))
+        if windows is not None and settings.tokens:
+            with stage("train"):
+                adapter = pruned / "adapter"
+                perplexity["pruned"] = _judged(reloaded(pruned), windows)
+                trained = recovery.recover(
+                    reloaded(pruned), teacher, windows.training, settings, adapter, partial(stage.progress, "train")
+                )
+            with stage("merge" if settings.adapter == "merge" else "keep"):
+                plan = recovery.write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
+                shutil.rmtree(pruned)
         with stage("evaluate"):
-            after = _judged(_working_copy(folder, settings, trust_remote_code), windows) if before else None
-        content = _report(source, storage, name, folder, settings, groups, outcome, plan, stage, before, after, windows)
+            perplexity["after"] = _judged(reloaded(folder), windows) if windows else None
+        content = _report(
+            source, storage, name, folder, settings, groups, outcome, plan, stage, perplexity, windows, trained
+        )
         _finish(folder, plan, content)
     return CompileResult(target, plan, content)
 
@@ -207,6 +215,7 @@ def _estimate(
         target,
         tokens=windows * length if text else 0,
         batch=evaluate.batch_size(length, vocabulary) * length,
+        length=length,
         hidden=hidden,
         vocabulary=vocabulary,
     )
@@ -215,25 +224,6 @@ def _estimate(
 def _judged(model: torch.nn.Module, windows: Windows | None) -> evaluate.Perplexity | None:
     """Perplexity on the windows that neither calibrated nor chose; None where there are none."""
     return evaluate.perplexity(model, windows.evaluation) if windows is not None and len(windows.evaluation) else None
-
-
-def _usable(settings: Settings) -> None:
-    """Refuse a device or dtype that torch does not know or have."""
-    if settings.dtype is not None and settings.dtype not in DTYPES:
-        raise LorashearError(f"dtype is {settings.dtype}; there are {', '.join(DTYPES)}")
-    try:
-        torch.empty(1, device=settings.device).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise LorashearError(f"device is {settings.device}, which torch cannot use here: {said}") from error
-
-
-def _working_copy(folder: Path, settings: Settings, trust_remote_code: bool) -> torch.nn.Module:
-    """The model to compute with, in memory: on a CPU in float32, which it is fast in."""
-    dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.eval()
-    return model.to(settings.device)  # pyright: ignore
 
 
 def _criterion(settings: Settings, windows: Windows | None) -> str:
@@ -249,8 +239,6 @@ def _outcome(
     known: Measured,
     stage: Stages,
 ) -> Outcome:
-    if windows is None and criterion not in ("magnitude", "random"):
-        raise LorashearError(f"criterion is {criterion}, which needs text: pass text (--text FILE)")
     chosen = groups.only(settings.prune)
     if not chosen:
         raise LorashearError(f"the model has no prunable group of the kinds {', '.join(settings.prune)}")
@@ -307,16 +295,18 @@ def _report(
     outcome: Outcome,
     plan: Plan,
     stage: Stages,
-    before: evaluate.Perplexity | None,
-    after: evaluate.Perplexity | None,
+    judged: Mapping[str, evaluate.Perplexity | None],
     windows: Windows | None,
+    trained: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     small = checkpoint.Checkpoint.open(folder)
     counts = [_count(source, storage, groups, {}), _count(small, storage, groups, plan.names)]
     perplexity = None
-    if before is not None and after is not None and windows is not None:
-        what = f"{before.tokens:,} tokens of the given text that were not calibrated on, context {windows.context}"
-        perplexity = {"before": before.perplexity, "after": after.perplexity, "tokens": before.tokens, "data": what}
+    found = {name: each for name, each in judged.items() if each is not None}
+    if found and windows is not None:
+        tokens = found["before"].tokens
+        what = f"{tokens:,} tokens of the given text that nothing else used, context {windows.context}"
+        perplexity = {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
     return {
         "model": name,
         "ratio": {"asked": settings.ratio, "reached": 1 - counts[1] / counts[0]},
@@ -327,6 +317,7 @@ def _report(
         "criterion": plan.settings["criterion"],
         "compensated": sorted(plan.changed),
         "perplexity": perplexity,
+        "training": trained,
         "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
         "per_layer": _alternative(outcome),
         "knowledge": knowledge.content(outcome.knowledge, groups, settings) if outcome.knowledge else None,

@@ -8,6 +8,9 @@ from lorashear.errors import LorashearError
 
 KINDS = ("head", "query", "ffn", "hidden")
 CRITERIA = ("obs", "wanda", "magnitude", "random")
+ADAPTER = ("merge", "keep")
+BATCH = 8
+"""Windows a training step."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,19 @@ class Settings:
 
     ratio: float  # share of all parameters to remove, tied ones counted once
     one_shot: bool = False  # no training
+    tokens: int | None = (
+        None  # to train on, those of the text that nothing else uses, again and again where it is short
+    )
     per_layer: bool = False  # widths may differ between layers
     prune: tuple[str, ...] = ("head", "query", "ffn")  # kinds of structures
     round_to: int = 1  # MLP and hidden widths are multiples of this
     criterion: str | None = None  # by default obs with text, magnitude without
     compensate: bool = True  # refit by least squares where there is text
     unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only
+    learning_rate: float | None = None  # by default from the model's width
+    rank: int = 16  # of the LoRA adapters that are trained
+    distill: float = 0.5  # share of the training loss that is the divergence from the dense model
+    adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
     windows: int = 128  # calibration windows
     context: int | None = None  # tokens a window; by default the model's context, at most 512
     device: str = "cpu"
@@ -54,5 +64,17 @@ class Settings:
             raise LorashearError(f"context is {self.context}; a window needs 8 tokens or more")
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
-        if not self.one_shot:
-            raise LorashearError("training while pruning (LHSPG) is not built yet: pass one_shot=True (--one-shot)")
+        if self.one_shot != (self.tokens is None):
+            raise LorashearError(
+                "training and pruning in one shot exclude each other: pass tokens (--tokens N) or one_shot=True (--one-shot)"
+            )
+        if self.tokens is not None and self.tokens < 1:
+            raise LorashearError(f"tokens is {self.tokens}; training needs 1 or more")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise LorashearError(f"learning_rate is {self.learning_rate:g}; it lies between 0 and 1")
+        if self.rank < 1:
+            raise LorashearError(f"rank is {self.rank}; an adapter has 1 or more")
+        if not 0 <= self.distill <= 1:
+            raise LorashearError(f"distill is {self.distill:g}; it is a share of the loss, from 0 to 1")
+        if self.adapter not in ADAPTER:
+            raise LorashearError(f"adapter is {self.adapter}; there are {', '.join(ADAPTER)}")

@@ -79,29 +79,67 @@ def windows(
     """
     if limit is None:
         return pack(tokenizer, documents, length)
+    return windows_and_others(tokenizer, documents, length, limit, 0, seed)[0]
+
+
+def windows_and_others(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, limit: int, others: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`windows`, the same whatever ``others`` is, and at most so many windows of the same text beside them.
+
+    Returns:
+        two int64 tensors on the CPU, [at most limit, length] and [at most others, length], that share no token.
+
+    Raises:
+        LorashearError: the text is too short for one window.
+    """
     if limit < 1:
         raise LorashearError(f"{limit} windows of text are asked for; ask for 1 or more")
     random = np.random.default_rng(seed)
     share = _share(documents, limit * length * CHARACTERS_PER_TOKEN, random)
-    tokens = _joined(tokenizer, share)
+    tokens = _joined(tokenizer, [documents[index] for index in share])
     if len(tokens) < limit * length and len(share) < len(documents):  # hardly text, but then nothing may be left out
+        share = range(len(documents))
         tokens = _joined(tokenizer, documents)
     packed = _cut(tokens, length)
-    if len(packed) <= limit:
-        return packed
-    edges = np.linspace(0, len(packed), limit + 1).astype(np.int64)
-    return packed[torch.from_numpy(random.integers(edges[:-1], edges[1:]))]
+    chosen = torch.arange(len(packed))
+    if len(packed) > limit:
+        edges = np.linspace(0, len(packed), limit + 1).astype(np.int64)
+        chosen = torch.from_numpy(random.integers(edges[:-1], edges[1:]))
+    free = torch.ones(len(packed), dtype=torch.bool)
+    free[chosen] = False
+    rest = packed[free]
+    if len(rest) < others and len(share) < len(documents):
+        rest = torch.cat([rest, _beside(tokenizer, documents, share, length, others - len(rest), random)])
+    taken = torch.from_numpy(random.permutation(len(rest))[:others]).sort().values
+    return packed[chosen], rest[taken]
 
 
-def _share(documents: Sequence[str], characters: int, random: np.random.Generator) -> Sequence[str]:
-    """Randomly chosen documents, in their order, with at least so many characters in all; or all of them."""
+def _beside(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    used: Sequence[int],
+    length: int,
+    limit: int,
+    random: np.random.Generator,
+) -> torch.Tensor:
+    """Windows of documents that were not used, ``limit`` of them or some more, where there are as many."""
+    gone = set(used)
+    unused = [document for index, document in enumerate(documents) if index not in gone]
+    share = _share(unused, limit * length * CHARACTERS_PER_TOKEN, random)
+    tokens = _joined(tokenizer, [unused[index] for index in share])
+    return _cut(tokens, length) if len(tokens) >= length else torch.empty(0, length, dtype=torch.int64)
+
+
+def _share(documents: Sequence[str], characters: int, random: np.random.Generator) -> Sequence[int]:
+    """Indices of randomly chosen documents, rising, with at least so many characters in all; or of all of them."""
     chosen: list[int] = []
     for index in random.permutation(len(documents)).tolist():
         if characters <= 0:
             break
         chosen.append(index)
         characters -= len(documents[index])
-    return [documents[index] for index in sorted(chosen)]
+    return sorted(chosen)
 
 
 def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import Settings
+from lorashear.config import BATCH, Settings
 from lorashear.slicing import Slice, buffer_bytes
 
 
@@ -42,28 +42,38 @@ class Estimate:
         *,
         tokens: int,
         batch: int,
+        length: int,
         hidden: int,
         vocabulary: int,
     ) -> Self:
         """For a model whose parameters have these shapes.
 
         ``tokens`` are calibrated on, and ``batch`` go through the model at once to measure a loss: 0 without text, when
-        nothing is refitted.
+        nothing is refitted. ``length`` is that of a window.
 
         The model is held once to compute with and, at most, once more as refitted weights; the widest input of a matrix
         has a covariance in float32 and five matrices of its size in float64 while it is ordered and refitted; three states
         of the residual stream are held for every token, and four of the widest input and two of the logits for a batch.
+
+        To train, the pruned model and, where it distils, the dense one are held; every adapter five times (itself, its
+        gradient, two moments, as it last was good); and for a part of a batch the input and output of every matrix twice,
+        and six times the logits in float32.
         """
         itemsize = 4 if settings.dtype == "float32" or (settings.dtype is None and settings.device == "cpu") else 2
         rows, widest = max((shape for shape in shapes if len(shape) == 2), key=lambda shape: shape[1], default=(0, 0))
         weights = sum(map(math.prod, shapes)) * itemsize
         refit = 44 * widest**2 + 16 * rows * widest + weights + 3 * tokens * hidden * itemsize
         measured = batch * (4 * widest + 2 * vocabulary) * itemsize
+        sides = sum(sum(shape) for shape in shapes if len(shape) == 2)
+        part = min(batch, BATCH * length)
+        training = 20 * settings.rank * sides + part * (2 * sides * itemsize + 24 * vocabulary)
+        training += round(weights * (1 - settings.ratio)) + (0 if settings.distill else -weights)
+        passes = 2 if settings.tokens else 1  # the pruned model is written, read and merged
         return cls(
-            read=4 * source.bytes,  # looked through for NaN, loaded, hashed, sliced
-            written=source.bytes,
+            read=4 * source.bytes * passes,  # looked through for NaN, loaded, hashed, sliced
+            written=source.bytes * passes,
             free=_free(target),
-            memory=weights + (refit + measured if tokens else 0),
+            memory=weights + (max(refit + measured, training if settings.tokens else 0) if tokens else 0),
             device=settings.device,
         )
 

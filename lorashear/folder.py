@@ -17,6 +17,7 @@ from lorashear.layout import SHARD_BYTES
 from lorashear.lora import CONFIG, WEIGHTS, Adapter
 from lorashear.plans import Plan
 from lorashear.slicing import Slice, write_slice
+from lorashear_ir.groups import TensorCut
 
 MODELING_FILE = "modeling_lorashear.py"
 TAKEN_ALONG = (
@@ -91,13 +92,14 @@ def write_folder(
     own.mkdir(exist_ok=True)
     plan.save(own / "plan.json")
     if kept is not None:
-        _write_adapter(kept, plan, folder / "adapter")
+        write_adapter(kept, plan.tensors, folder / "adapter")
 
 
-def _write_adapter(adapter: Adapter, plan: Plan, folder: Path) -> None:
+def write_adapter(adapter: Adapter, cuts: Mapping[str, TensorCut], folder: Path) -> None:
+    """Write an adapter of peft for a base model of which the cuts were made."""
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier run may have begun
     folder.mkdir()
-    write_slice(Slice.of(adapter.held, adapter.cuts(plan.tensors)), folder)
+    write_slice(Slice.of(adapter.held, adapter.cuts(cuts)), folder)
     (folder / SINGLE).rename(folder / WEIGHTS)
     write_json(folder / CONFIG, {**adapter.config, "base_model_name_or_path": None})
 

@@ -51,8 +51,11 @@ class Adapter:
     adapted: Mapping[str, Adapted]  # by weight
 
     @classmethod
-    def open(cls, folder: str | Path, base: Checkpoint) -> Self:
-        """Raises LorashearError where it is no LoRA adapter, or not one of this model."""
+    def open(cls, folder: str | Path, base: Checkpoint, names: Mapping[str, str] | None = None) -> Self:
+        """``names`` has what the base model's parameters are called on disk, where that is something else.
+
+        Raises LorashearError where it is no LoRA adapter, or not one of this model.
+        """
         folder = Path(folder)
         if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
             raise LorashearError(f"'{folder}' is no adapter of peft: it lacks {CONFIG} or {WEIGHTS}")
@@ -68,7 +71,7 @@ class Adapter:
                 "path_initial_model_for_weight_conversion, which makes it plain LoRA"
             )
         held = Checkpoint(folder, config, tensors_of(folder / WEIGHTS))
-        return cls(folder, config, held, _adapted(folder, config, held, base))
+        return cls(folder, config, held, _adapted(folder, config, held, base, names or {}))
 
     def check_mergeable(self) -> None:
         """Raises LorashearError where the adapter is more than a product of two matrices."""
@@ -109,7 +112,9 @@ class Adapter:
         return result
 
 
-def _adapted(folder: Path, config: Mapping[str, Any], held: Checkpoint, base: Checkpoint) -> dict[str, Adapted]:
+def _adapted(
+    folder: Path, config: Mapping[str, Any], held: Checkpoint, base: Checkpoint, names: Mapping[str, str]
+) -> dict[str, Adapted]:
     parts: dict[str, dict[str, TensorInfo]] = {}
     for name, info in held.tensors.items():
         match = _NAMES.fullmatch(name.removeprefix(_PREFIX))
@@ -121,7 +126,7 @@ def _adapted(folder: Path, config: Mapping[str, Any], held: Checkpoint, base: Ch
         parts.setdefault(match[1], {})[match[2]] = info
     result: dict[str, Adapted] = {}
     for module, own in parts.items():
-        weight = f"{module}.weight"
+        weight = names.get(f"{module}.weight", f"{module}.weight")
         if weight not in base.tensors:
             raise LorashearError(
                 f"'{folder}' adapts {module}, and '{base.folder}' stores no tensor '{weight}': the adapter belongs to "

@@ -21,7 +21,7 @@ Structured pruning of `{name}` by [LoRAShear](https://arxiv.org/abs/2310.18356):
 
 {loading}
 
-Widths left: {widths}. Criterion: {criterion}{compensation}. No training followed. `lorashear/plan.json` holds the kept
+Widths left: {widths}. Criterion: {criterion}{compensation}. {training} `lorashear/plan.json` holds the kept
 indices of every tensor, `lorashear/report.json` the figures; `lorashear verify MODEL .` checks one against the other.
 """
 LOADING = {
@@ -46,12 +46,14 @@ def layer_widths(groups: Groups, removed: Mapping[str, Any]) -> dict[str, dict[s
 
 def card(report: Mapping[str, Any], route: str) -> str:
     """The model card of a result."""
-    table = "| | dense | pruned |\n|---|---|---|\n"
+    trained = report["training"]
+    table = f"| | dense | pruned{' and trained' if trained else ''} |\n|---|---|---|\n"
     table += f"| parameters | {report['parameters']['before']:,} | {report['parameters']['after']:,} |\n"
     table += f"| bytes of tensors | {report['bytes']['before']:,} | {report['bytes']['after']:,} |\n"
     if report.get("perplexity"):
         p = report["perplexity"]
-        table += f"| perplexity ({p['data']}) | {p['before']:.3f} | {p['after']:.3f} |\n"
+        untrained = f" ({p['pruned']:.3f} before training)" if trained else ""
+        table += f"| perplexity ({p['data']}) | {p['before']:.3f} | {p['after']:.3f}{untrained} |\n"
     kinds: dict[str, set[str]] = {}
     for name, width in report["widths"].items():
         kinds.setdefault(name.rsplit(".", 1)[-1], set()).add(f"{width['before']} → {width['after']}")
@@ -66,6 +68,20 @@ def card(report: Mapping[str, Any], route: str) -> str:
         widths=widths or "per layer, see the report",
         criterion=report["criterion"],
         compensation=", compensated by least squares" if report["compensated"] else "",
+        training=_training(trained, report["settings"]) if trained else "No training followed.",
+    )
+
+
+def _training(trained: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """How a model was trained, in a sentence or two."""
+    beside = settings["adapter"] == "keep"
+    where = "which lies in `adapter`: load it with `peft`" if beside else "which is merged into the weights"
+    distilled = (
+        f", {trained['distill']:.0%} of the loss the divergence from the dense model" if trained["distill"] else ""
+    )
+    return (
+        f"Then a LoRA adapter of rank {trained['rank']} was trained on {trained['tokens']:,} tokens (learning rate "
+        f"{trained['rate']:.1e}{distilled}), {where}."
     )
 
 

@@ -62,6 +62,7 @@ def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
         odd = sorted(set(names.values()) ^ set(result.tensors))[0]
         raise LorashearError(f"tensor {odd} is in only one of '{source.folder}' and '{result.folder}'")
     untouched = cut = 0
+    why = "compensation and training" if plan.settings.get("tokens") else "compensation"
     for name, new in names.items():
         info, found = source.tensors[name], result.read(new)
         want = sliced(source.read(name), plan.tensors.get(name, TensorCut({})), info.dtype)
@@ -69,7 +70,7 @@ def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
             raise LorashearError(f"{name} has shape {list(found.shape)}; the plan says {list(want.shape)}")
         if name in plan.changed:
             if hashlib.sha256(found.tobytes()).hexdigest() != plan.changed[name]:
-                raise LorashearError(f"{name} was compensated, but its bytes are not those the plan records")
+                raise LorashearError(f"{name} was changed by {why}, but its bytes are not those the plan records")
         elif found.tobytes() != want.tobytes():
             raise LorashearError(f"{name} is not, bit for bit, what the plan cuts from the original")
         else:
@@ -77,7 +78,7 @@ def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
             cut += name in plan.tensors
     return [
         f"{untouched} tensors are untouched and {cut} are sliced, bit for bit as planned",
-        f"{len(plan.changed)} tensors were changed on purpose by compensation: {', '.join(plan.changed) or 'none'}",
+        f"{len(plan.changed)} tensors were changed on purpose by {why}: {', '.join(plan.changed) or 'none'}",
     ]
 
 

@@ -114,7 +114,11 @@ GATE, DOWN = "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.down_pro
     [
         ("model.safetensors", lambda t: t["model.norm.weight"].view(torch.int16)[3].bitwise_xor_(1), "bit for bit"),
         ("model.safetensors", lambda t: t[GATE].view(torch.int16)[0, 0].bitwise_xor_(1), "bit for bit"),
-        ("model.safetensors", lambda t: t[DOWN].view(torch.int16)[0, 0].bitwise_xor_(1), "was compensated, but"),
+        (
+            "model.safetensors",
+            lambda t: t[DOWN].view(torch.int16)[0, 0].bitwise_xor_(1),
+            "was changed by compensation, but",
+        ),
         ("model.safetensors", lambda t: t.update({GATE: t[GATE][1:].contiguous()}), "the plan says"),
         ("model.safetensors", lambda t: t.pop(GATE), "is in only one of"),
         ("config.json", lambda c: c.update(rms_norm_eps=0.5), "config.json"),
