@@ -56,7 +56,7 @@ class Estimate:
         of the residual stream are held for every token, and four of the widest input and two of the logits for a batch.
 
         To train, the pruned model and, where it distils, the dense one are held; every adapter five times (itself, its
-        gradient, two moments, as it last was good); and for a part of a batch the input and output of every matrix twice,
+        gradient, two moments, as it last was good); and for a part of a batch the input and output of every matrix thrice,
         and six times the logits in float32.
         """
         itemsize = 4 if settings.dtype == "float32" or (settings.dtype is None and settings.device == "cpu") else 2
@@ -66,7 +66,7 @@ class Estimate:
         measured = batch * (4 * widest + 2 * vocabulary) * itemsize
         sides = sum(sum(shape) for shape in shapes if len(shape) == 2)
         part = min(batch, BATCH * length)
-        training = 20 * settings.rank * sides + part * (2 * sides * itemsize + 24 * vocabulary)
+        training = 20 * settings.rank * sides + part * (3 * sides * itemsize + 24 * vocabulary)
         training += round(weights * (1 - settings.ratio)) + (0 if settings.distill else -weights)
         passes = 2 if settings.tokens else 1  # the pruned model is written, read and merged
         return cls(

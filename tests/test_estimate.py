@@ -15,10 +15,10 @@ CHILD = """
 import ctypes, gc, re, sys, threading, time
 from pathlib import Path
 from lorashear.compiler import compile
-model, text, out = sys.argv[1:]
+model, text, out, tokens = sys.argv[1:]
 def private():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-settings = {"text": text, "one_shot": True}
+settings = {"text": text, "tokens": int(tokens)} if tokens != "0" else {"text": text, "one_shot": True}
 compile(model, 0.05, out + "-first", windows=2, context=8, **settings)  # whatever is imported late, and read once
 most, estimates, done = [0], [], []
 def watch():
@@ -45,8 +45,9 @@ def wide(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_memory_stays_under_the_estimate(wide: Path, text: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, wide, text, tmp_path / "out"]
+@pytest.mark.parametrize("tokens", [0, 2000], ids=["one shot", "trained"])
+def test_memory_stays_under_the_estimate(wide: Path, text: Path, tmp_path: Path, tokens: int) -> None:
+    command = [sys.executable, "-c", CHILD, wide, text, tmp_path / "out", tokens]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     taken, estimated = map(int, done.stdout.split())
