@@ -18,7 +18,7 @@ from .allocate import GroupLike
 from .compensate import compensate
 from .walk import Batch, Stage, Walk, chained, consumers, swapped
 
-__all__ = ["Progress", "Settings", "Surgeon", "units"]
+__all__ = ["Progress", "Settings", "Surgeon", "levels", "owned", "units"]
 
 CRITERIA = ("obs", "wanda", "magnitude", "random")
 Progress = Callable[[str, int, int], None]
@@ -152,8 +152,8 @@ class Surgeon:
         weight = touched[f"{name}.weight"] * self.weight(name).any(1, keepdim=True)
         gone = self._gone(job, weight, covariance, widths, removed)
         for group in hidden:
-            owned = _columns(group, f"{name}.weight", 1)[removed[group.name]].flatten()
-            gone = torch.cat([gone, owned]).unique()
+            read = owned(group, f"{name}.weight", 1)[removed[group.name]].flatten()
+            gone = torch.cat([gone, read]).unique()
         fresh = self._refitted(weight, gone, covariance, cross)
         self.model.get_parameter(f"{name}.weight").data = fresh
         if self.settings.compensate:
@@ -232,7 +232,7 @@ class Surgeon:
             found, _ = walk.scan(walk.stages[0], walk.start)
             total = torch.zeros(group.size, dtype=torch.float64)
             for name, covariance in found.items():
-                scores = saliency.wanda(self.weight(name), covariance, _columns(group, f"{name}.weight", 1)).cpu()
+                scores = saliency.wanda(self.weight(name), covariance, owned(group, f"{name}.weight", 1)).cpu()
                 total += scores / scores.sum().clamp_min(1e-30)
             self.static[group.name] = total
 
@@ -246,7 +246,7 @@ class Surgeon:
             removed[group.name] = sorted(saliency.in_rounds(self.static[group.name], group.blocks)[:lost])
             for name, dim in group.slots:
                 value = values.setdefault(name, self.model.get_parameter(name).data.clone())
-                value.index_fill_(dim, _columns(group, name, dim)[removed[group.name]].flatten().to(value.device), 0)
+                value.index_fill_(dim, owned(group, name, dim)[removed[group.name]].flatten().to(value.device), 0)
         return values
 
 
@@ -267,23 +267,23 @@ def _jobs(chosen: Mapping[str, GroupLike], found: Mapping[str, Sequence[str]]) -
     for consumer in dict.fromkeys(name for names in found.values() for name in names):
         groups = [chosen[name] for name, names in found.items() if consumer in names]
         groups.sort(key=lambda group: (rank.get(group.kind, 2), group.name))
-        jobs[consumer] = Job(tuple(groups), tuple(_columns(group, f"{consumer}.weight", 1) for group in groups))
+        jobs[consumer] = Job(tuple(groups), tuple(owned(group, f"{consumer}.weight", 1) for group in groups))
     return jobs
 
 
-def _columns(group: GroupLike, parameter: str, dim: int) -> Tensor:
+def owned(group: GroupLike, parameter: str, dim: int) -> Tensor:
     """What each structure owns of one slot, ``[structures, width]``; read off three structures where they lie regularly."""
 
-    def owned(structure: int) -> Tensor:
+    def of(structure: int) -> Tensor:
         slices = group.slices(structure)
         return torch.tensor([i for name, at, indices in slices if (name, at) == (parameter, dim) for i in indices])
 
-    ends = owned(0), owned(min(1, group.size - 1)), owned(group.size - 1)
+    ends = of(0), of(min(1, group.size - 1)), of(group.size - 1)
     steps = torch.arange(group.size)[:, None]
     table = ends[0] + steps * (ends[1] - ends[0]) if ends[0].shape == ends[1].shape else ends[0][None]
     if len(table) == group.size and torch.equal(table[-1], ends[2]):
         return table
-    return torch.stack([owned(structure) for structure in range(group.size)])
+    return torch.stack([of(structure) for structure in range(group.size)])
 
 
 def _magnitude(model: nn.Module, group: GroupLike) -> Tensor:
@@ -292,5 +292,5 @@ def _magnitude(model: nn.Module, group: GroupLike) -> Tensor:
         value = model.get_parameter(name).data
         others = [d for d in range(value.dim()) if d != dim]
         sums = value.double().square().sum(others) if others else value.double().square()
-        squares.append((sums.cpu(), _columns(group, name, dim)))
+        squares.append((sums.cpu(), owned(group, name, dim)))
     return saliency.magnitude(squares)
