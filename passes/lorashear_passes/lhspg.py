@@ -13,7 +13,6 @@ without the structure. So the function is what it was at a period's start, and a
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from .allocate import GroupLike
@@ -126,11 +125,11 @@ class Lhspg:
 
     def _end(self) -> None:
         """What faded is gone: zero wherever it owns a weight, and kept there."""
-        self._dead, self._fading, self._goals, self._gains = self._fading, [], {}, {}
-        for group in map(self.chosen.__getitem__, self.removed):
-            for slot in group.slots:
-                name, dim, index = self._place(group, *slot)
-                self._value(name).index_fill_(dim, index, 0)
+        self._fading, self._goals, self._gains = [], {}, {}
+        gone = [self._place(self.chosen[name], *slot) for name in self.removed for slot in self.chosen[name].slots]
+        for name, dim, index in gone:
+            self._value(name).index_fill_(dim, index, 0)
+        self._dead = [place for place in gone if self.model.get_parameter(place[0]).requires_grad]
 
     def _place(self, group: GroupLike, name: str, dim: int) -> Place:
         index = owned(group, name, dim)[self.removed[group.name]].flatten()
