@@ -19,6 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lorashear.errors import LorashearError
+from lorashear.lora import PREFIX
 
 
 def holds(model: torch.nn.Module) -> bool:
@@ -187,8 +188,7 @@ def _alpha(layer: Any, adapter: str) -> float:
 
 def _note_ranks(model: torch.nn.Module, adapter: str) -> None:
     """Write the ranks and alphas of an adapter into its config; the commonest stand for all, the others by module."""
-    prefix = "base_model.model."
-    layers = {path.removeprefix(prefix): each for path, each in _layers(model) if adapter in getattr(each, "r", ())}
+    layers = {path.removeprefix(PREFIX): each for path, each in _layers(model) if adapter in getattr(each, "r", ())}
     held = {path: (each.r[adapter], each.lora_alpha[adapter]) for path, each in layers.items()}
     (rank, alpha), _ = Counter(held.values()).most_common(1)[0]
     config = getattr(model, "peft_config", {}).get(adapter)

@@ -75,6 +75,11 @@ def compile_(
     unprunable_ratio: Annotated[
         float | None, typer.Option(help="with --per-layer: share of groups, those worth most, kept whole")
     ] = None,
+    lhspg: Annotated[
+        float, typer.Option(help="share of the tokens in which structures fade while the dense model trains")
+    ] = 0.0,
+    periods: Annotated[int, typer.Option(help="of LHSPG: a part of the structures starts to fade in each")] = 1,
+    warm_up: Annotated[float, typer.Option(help="share of LHSPG's steps before anything fades")] = 0.0,
     learning_rate: Annotated[
         float | None, typer.Option(help="the highest, of training; by default from the model's width")
     ] = None,
@@ -108,6 +113,9 @@ def compile_(
             text=list(text or ()),
             one_shot=one_shot,
             tokens=tokens,
+            lhspg=lhspg,
+            periods=periods,
+            warm_up=warm_up,
             learning_rate=learning_rate,
             rank=rank,
             distill=distill,

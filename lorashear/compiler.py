@@ -16,27 +16,23 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import checkpoint, evaluate, knowledge, models, recovery, report
-from lorashear.calibration import GUARD_SHARE, Windows, batches, read_windows, window_length
+from lorashear import checkpoint, evaluate, models, recovery, report, results
+from lorashear.calibration import GUARD_SHARE, read_windows, window_length
+from lorashear.choosing import Choice, choose, replacements
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import wanted_slice, write_folder, write_json
-from lorashear.loading import check_usable, load, working_copy
+from lorashear.loading import check_usable, load
 from lorashear.output import check_target, output_folder
 from lorashear.planning import lower
 from lorashear.plans import Plan
-from lorashear.pruning import cut_tensor
+from lorashear.run import Run
 from lorashear.stages import Progress, Say, Stages
 from lorashear.storage import Storage
-from lorashear.stored import take
-from lorashear_ir.groups import Groups
-from lorashear_passes.allocate import Unreachable
+from lorashear.training import LOG
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
-from lorashear_passes.knowledge import Measured
-from lorashear_passes.oneshot import Outcome, compress
-from lorashear_passes.surgery import Settings as Surgery
 
 
 @dataclass(frozen=True)
@@ -100,15 +96,15 @@ def compile(
         raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
     with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         if isinstance(model, torch.nn.Module):
-            folder, name = _saved(model, tokenizer, Path(scratch)), type(model).__name__
+            folder, name = _saved(model, tokenizer, Path(scratch) / "given"), type(model).__name__
         else:
             folder = checkpoint.resolve(model, revision)
             name = str(model) if not Path(model).exists() else Path(model).resolve().name
         target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
         source = checkpoint.Checkpoint.open(folder)
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
-        stages = Stages(say, progress)
-        return _compile(source, name, target, wanted, texts, trust_remote_code, overwrite, stages, estimated)
+        run = Run(source, name, wanted, Stages(say, progress), Path(scratch), trust_remote_code)
+        return _compile(run, target, texts, overwrite, estimated)
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
@@ -124,18 +120,15 @@ def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
 
 
 def _compile(
-    source: checkpoint.Checkpoint,
-    name: str,
+    run: Run,
     target: Path,
-    settings: Settings,
     texts: list[str | Path],
-    trust_remote_code: bool,
     overwrite: bool,
-    stage: Stages,
     estimated: Callable[[Estimate], None] | None,
 ) -> CompileResult:
-    config = models.read_config(source.folder, trust_remote_code=trust_remote_code)
-    twin = models.build_twin(config, trust_remote_code=trust_remote_code)
+    source, settings, stage = run.source, run.settings, run.stage
+    config = models.read_config(source.folder, trust_remote_code=run.trust_remote_code)
+    twin = models.build_twin(config, trust_remote_code=run.trust_remote_code)
     if estimated:
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
@@ -143,7 +136,7 @@ def _compile(
         storage.check(source, twin)
         source.check_finite()
         contents = source.contents()
-        windows = read_windows(source.folder, config, texts, settings) if texts else None
+        run = replaced(run, windows=read_windows(source.folder, config, texts, settings) if texts else None)
     with stage("capture"):
         graph = models.captured(twin)
         stage.made("capture", lambda: str(graph))
@@ -153,51 +146,66 @@ def _compile(
     with stage("group"):
         groups = models.expressible(group(typed), config, twin)
         stage.made("groups", lambda: report.table(groups))
-    criterion = _criterion(settings, windows)
-    with stage("prune"):
-        reloaded = partial(working_copy, settings=settings, trust_remote_code=trust_remote_code)
-        scratch = reloaded(source.folder)
-        perplexity = {"before": _judged(scratch, windows)}
-        known = knowledge.kept(source, contents, windows, settings, criterion) if windows else {}
-        outcome = _outcome(scratch, groups, windows, settings, criterion, known, stage)
-        teacher = scratch if settings.tokens and settings.distill else None
-        del scratch
+    dense = run.model()
+    judged = {"before": run.judged(dense)}
+    choice = choose(run, groups, dense, contents)
+    del dense
     with stage("plan"):
-        recorded = {
-            **asdict(settings),
-            "prune": list(settings.prune),
-            "criterion": criterion,
-            "text": windows is not None,
-        }
-        plan = lower(source, twin, groups, outcome.removed, recorded)
-        replace = _replacements(source, storage, groups, plan, outcome)
+        plan = lower(source, twin, groups, choice.outcome.removed, _recorded(run))
+        replace = replacements(source, storage, groups, plan, choice.outcome)
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = replaced(plan, changed=changed, contents=contents)
         stage.made("plan", plan.to_json)
     room = source.bytes * (2 if settings.tokens else 1)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=room) as folder:
-        pruned, trained = folder / "pruned" if settings.tokens else folder, None
+        pruned = folder / "pruned" if settings.tokens else folder
         with stage("slice"):
-            wanted = wanted_slice(plan, source, replace=replace)
             pruned.mkdir(exist_ok=True)
-            write_folder(plan, wanted, pruned, progress=partial(stage.progress, "slice"))
-        if windows is not None and settings.tokens:
+            plan = _sliced(run, plan, choice, replace, twin, pruned)
+        trained = None
+        if run.windows is not None and settings.tokens:
             with stage("train"):
-                adapter = pruned / "adapter"
-                perplexity["pruned"] = _judged(reloaded(pruned), windows)
-                trained = recovery.recover(
-                    reloaded(pruned), teacher, windows.training, settings, adapter, partial(stage.progress, "train")
-                )
+                small = run.model(pruned)
+                judged["pruned"] = run.judged(small)
+                shown = partial(stage.progress, "train")
+                adapter = run.scratch / "adapter"
+                trained = recovery.recover(small, choice.teacher, run.windows.training, settings, adapter, shown)
+                del small
             with stage("merge" if settings.adapter == "merge" else "keep"):
                 plan = recovery.write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
                 shutil.rmtree(pruned)
+        if choice.adapter:
+            shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / "transfer.jsonl")
         with stage("evaluate"):
-            perplexity["after"] = _judged(reloaded(folder), windows) if windows else None
-        content = _report(
-            source, storage, name, folder, settings, groups, outcome, plan, stage, perplexity, windows, trained
-        )
-        _finish(folder, plan, content)
+            judged["after"] = run.judged(run.model(folder)) if run.windows else None
+        content = results.content(run, storage, groups, choice, plan, folder, judged, trained)
+        (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
+        write_json(folder / "lorashear" / "report.json", content)
     return CompileResult(target, plan, content)
+
+
+def _sliced(
+    run: Run,
+    plan: Plan,
+    choice: Choice,
+    replace: Mapping[str, np.ndarray],
+    twin: PreTrainedModel,
+    folder: Path,
+) -> Plan:
+    """Write what the plan makes of the source, and of what LHSPG made of it; the plan with all hashes."""
+    moved = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
+    wanted = wanted_slice(plan, run.source, replace=replace, merged=moved)
+    write_folder(plan, wanted, folder, progress=partial(run.stage.progress, "slice"))
+    if moved is None:
+        return plan
+    left = {name: plan.names.get(name, name) for name in moved.adapted}
+    return recovery.noted(plan, folder, {name: new for name, new in left.items() if new is not None})
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """The settings for the plan."""
+    settings = {**asdict(run.settings), "prune": list(run.settings.prune)}
+    return {**settings, "criterion": run.criterion, "text": run.windows is not None}
 
 
 def _estimate(
@@ -219,138 +227,3 @@ def _estimate(
         hidden=hidden,
         vocabulary=vocabulary,
     )
-
-
-def _judged(model: torch.nn.Module, windows: Windows | None) -> evaluate.Perplexity | None:
-    """Perplexity on the windows that neither calibrated nor chose; None where there are none."""
-    return evaluate.perplexity(model, windows.evaluation) if windows is not None and len(windows.evaluation) else None
-
-
-def _criterion(settings: Settings, windows: Windows | None) -> str:
-    return settings.criterion or ("obs" if windows is not None else "magnitude")
-
-
-def _outcome(
-    model: torch.nn.Module,
-    groups: Groups,
-    windows: Windows | None,
-    settings: Settings,
-    criterion: str,
-    known: Measured,
-    stage: Stages,
-) -> Outcome:
-    chosen = groups.only(settings.prune)
-    if not chosen:
-        raise LorashearError(f"the model has no prunable group of the kinds {', '.join(settings.prune)}")
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr]
-    calibration, guard = (
-        (batches(part, vocabulary, settings.device) for part in (windows.calibration, windows.guard))
-        if windows is not None
-        else (None, [])
-    )
-    try:
-        return compress(
-            model,
-            chosen,
-            calibration,
-            ratio=settings.ratio,
-            heldout=guard,
-            per_layer=settings.per_layer,
-            round_to=settings.round_to,
-            settings=Surgery(criterion=criterion, compensate=settings.compensate, seed=settings.seed),
-            unprunable=settings.unprunable_ratio,
-            measured=known,
-            progress=stage.progress,
-        )
-    except Unreachable as error:
-        raise LorashearError(str(error)) from error
-
-
-def _replacements(
-    source: checkpoint.Checkpoint, storage: Storage, groups: Groups, plan: Plan, outcome: Outcome
-) -> dict[str, np.ndarray]:
-    """The refitted weights as they will be stored, by their names on disk."""
-    result: dict[str, np.ndarray] = {}
-    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-    for name, part in storage.parts.items():
-        parameter = groups.tied.get(part.parameter, part.parameter)
-        if parameter not in outcome.weights or name not in source.tensors or plan.names.get(name, name) is None:
-            continue
-        weight = take(part, outcome.weights[parameter].detach().cpu())
-        small = cut_tensor(weight, plan.tensors[name]) if name in plan.tensors else weight
-        small = small.to(dtypes[source.tensors[name].dtype]).contiguous()
-        result[name] = (
-            small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
-        )
-    return result
-
-
-def _report(
-    source: checkpoint.Checkpoint,
-    storage: Storage,
-    name: str,
-    folder: Path,
-    settings: Settings,
-    groups: Groups,
-    outcome: Outcome,
-    plan: Plan,
-    stage: Stages,
-    judged: Mapping[str, evaluate.Perplexity | None],
-    windows: Windows | None,
-    trained: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    small = checkpoint.Checkpoint.open(folder)
-    counts = [_count(source, storage, groups, {}), _count(small, storage, groups, plan.names)]
-    perplexity = None
-    found = {name: each for name, each in judged.items() if each is not None}
-    if found and windows is not None:
-        tokens = found["before"].tokens
-        what = f"{tokens:,} tokens of the given text that nothing else used, context {windows.context}"
-        perplexity = {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
-    return {
-        "model": name,
-        "ratio": {"asked": settings.ratio, "reached": 1 - counts[1] / counts[0]},
-        "parameters": {"before": counts[0], "after": counts[1]},
-        "bytes": {"before": source.bytes, "after": small.bytes},
-        "widths": report.layer_widths(groups, outcome.removed),
-        "route": plan.route,
-        "criterion": plan.settings["criterion"],
-        "compensated": sorted(plan.changed),
-        "perplexity": perplexity,
-        "training": trained,
-        "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
-        "per_layer": _alternative(outcome),
-        "knowledge": knowledge.content(outcome.knowledge, groups, settings) if outcome.knowledge else None,
-        "note": "" if windows is not None else "no text was given: ranked without data, not compensated",
-        "seconds": {**stage.seconds, **{f"prune: {name}": round(s, 4) for name, s in outcome.seconds.items()}},
-        "peak_bytes": stage.peak_bytes,
-        "device": settings.device,
-        "settings": asdict(settings),
-    }
-
-
-def _alternative(outcome: Outcome) -> dict[str, Any] | None:
-    """What a uniform result would have kept if widths could differ per layer; None where that is not known."""
-    free = outcome.alternative
-    if free is None or outcome.split.name not in outcome.split.tried:
-        return None
-    return {"loss": outcome.split.tried[outcome.split.name], "loss_per_layer": free.tried[free.name]}
-
-
-def _count(found: checkpoint.Checkpoint, storage: Storage, groups: Groups, names: Mapping[str, str | None]) -> int:
-    """Parameters as they lie on disk, tied ones once; ``names`` has those of a result that are other ones."""
-    sizes: dict[tuple[Any, ...], int] = {}
-    for name, part in storage.parts.items():
-        parameter, info = (
-            groups.tied.get(part.parameter, part.parameter),
-            found.tensors.get(names.get(name, name) or ""),
-        )
-        if parameter in groups.tensors and info is not None:
-            first = tuple(place.indices[0] for place in part.places)
-            sizes[parameter, first] = int(np.prod(info.shape, dtype=np.int64))
-    return sum(sizes.values())
-
-
-def _finish(folder: Path, plan: Plan, content: dict[str, Any]) -> None:
-    (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
-    write_json(folder / "lorashear" / "report.json", content)

@@ -32,6 +32,9 @@ class Settings:
     criterion: str | None = None  # by default obs with text, magnitude without
     compensate: bool = True  # refit by least squares where there is text
     unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only
+    lhspg: float = 0.0  # share of the tokens in which structures fade, before they are cut and the rest is trained on
+    periods: int = 1  # of LHSPG: a part of the structures starts to fade in each
+    warm_up: float = 0.0  # share of LHSPG's steps before anything fades
     learning_rate: float | None = None  # by default from the model's width
     rank: int = 16  # of the LoRA adapters that are trained
     distill: float = 0.5  # share of the training loss that is the divergence from the dense model
@@ -70,6 +73,14 @@ class Settings:
             )
         if self.tokens is not None and self.tokens < 1:
             raise LorashearError(f"tokens is {self.tokens}; training needs 1 or more")
+        if not 0 <= self.lhspg < 1:
+            raise LorashearError(f"lhspg is {self.lhspg:g}; it is a share of the tokens, 0 or more and under 1")
+        if self.lhspg and self.tokens is None:
+            raise LorashearError("lhspg is a share of the tokens to train on: pass tokens (--tokens N)")
+        if self.periods < 1:
+            raise LorashearError(f"periods is {self.periods}; LHSPG has 1 or more")
+        if not 0 <= self.warm_up < 1:
+            raise LorashearError(f"warm_up is {self.warm_up:g}; it is a share of LHSPG's steps, 0 or more and under 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise LorashearError(f"learning_rate is {self.learning_rate:g}; it lies between 0 and 1")
         if self.rank < 1:

@@ -21,7 +21,7 @@ from lorashear_ir.groups import TensorCut
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."  # of names in a PeftModel
 _NAMES = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|base_layer\.weight)"
 )
@@ -117,7 +117,7 @@ def _adapted(
 ) -> dict[str, Adapted]:
     parts: dict[str, dict[str, TensorInfo]] = {}
     for name, info in held.tensors.items():
-        match = _NAMES.fullmatch(name.removeprefix(_PREFIX))
+        match = _NAMES.fullmatch(name.removeprefix(PREFIX))
         if match is None or info.dtype not in FLOATS:
             raise LorashearError(
                 f"tensor '{name}' in '{folder}' is no part of a LoRA adapter of a weight: merge it with peft's "

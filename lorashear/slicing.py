@@ -95,14 +95,20 @@ class Slice:
     def blocks(self, name: str, buffers: _Buffers) -> Iterator[np.ndarray]:
         """A tensor of the result as a run of small arrays, each valid until the next is asked for."""
         name = self.origins[name]
-        if name in self.replace:
-            yield self.replace[name]
-            return
         cut, dtype = self.cuts.get(name, _WHOLE), self.source.tensors[name].dtype
-        array = self.source.read(name)
+        replaced = self.replace.get(name)
         if self.merged is not None and name in self.merged.adapted:
-            yield from _with_adapter(name, array, cut, dtype, self.merged)
+            array = self.source.read(name) if replaced is None else replaced
+            kept = [
+                np.asarray(cut.keep.get(d, range(n)), np.intp) for d, n in enumerate(self.source.tensors[name].shape)
+            ]
+            places = kept if replaced is None else [np.arange(n) for n in replaced.shape]
+            yield from _with_adapter(name, array, places, kept, dtype, self.merged)
             return
+        if replaced is not None:
+            yield replaced
+            return
+        array = self.source.read(name)
         for block in _gather(*_raw_axes(array, cut), buffers):
             yield block if cut.scale == 1.0 else _scaled(name, block.reshape(-1).view(array.dtype), cut, dtype)
 
@@ -174,15 +180,17 @@ def _final_shape(name: str, shape: tuple[int, ...], cut: TensorCut) -> tuple[int
     return tuple(final)
 
 
-def _with_adapter(name: str, array: np.ndarray, cut: TensorCut, dtype: str, adapter: Adapter) -> Iterator[np.ndarray]:
-    """What is kept of a matrix, with what an adapter adds to it, some rows at a time; reckoned in float32."""
-    rows, columns = (np.asarray(cut.keep.get(dim, range(array.shape[dim])), np.intp) for dim in (0, 1))
-    step = max(1, _BLOCK // (4 * max(1, len(columns))))
-    for at in range(0, len(rows), step):
-        some = rows[at : at + step]
-        kept = as_float(np.take(array[some], columns, axis=1), dtype)
+def _with_adapter(
+    name: str, array: np.ndarray, places: list[np.ndarray], kept: list[np.ndarray], dtype: str, adapter: Adapter
+) -> Iterator[np.ndarray]:
+    """What is kept of a matrix, at these rows and columns of ``array``, with what an adapter adds to it at those that it had
+    in the whole one; some rows at a time, reckoned in float32."""
+    step = max(1, _BLOCK // (4 * max(1, len(kept[1]))))
+    for at in range(0, len(kept[0]), step):
+        some = slice(at, at + step)
+        small = as_float(np.take(array[places[0][some]], places[1], axis=1), dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            block = rounded(kept + adapter.added(name, some, columns), dtype)
+            block = rounded(small + adapter.added(name, kept[0][some], kept[1]), dtype)
         if not_finite(block, dtype).any():
             raise LorashearError(
                 f"tensor '{name}' with its adapter leaves the range of {dtype}, or was not finite before"

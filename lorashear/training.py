@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorashear.adapters import quiet
-from lorashear.config import BATCH
+from lorashear.config import BATCH, Settings
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size
 
@@ -45,6 +48,33 @@ class Step:
     divergence: float | None
     rate: float
     speed: float
+
+
+Shown = Callable[[int, int], None]
+"""Called with the steps done, and the steps."""
+
+LOG = "training.jsonl"
+
+
+def recipe(settings: Settings, model: Any, length: int, share: float) -> Recipe:
+    """How a model is trained on a ``share`` of the tokens that the settings say, in windows of ``length`` tokens."""
+    assert settings.tokens is not None
+    rate = settings.learning_rate or default_rate(model.get_input_embeddings().weight.shape[1])
+    steps = max(1, round(share * settings.tokens / (BATCH * length)))
+    return Recipe(steps, rate, rank=settings.rank, distill=settings.distill, seed=settings.seed)
+
+
+@contextmanager
+def logged(folder: Path, steps: int, shown: Shown) -> Iterator[Callable[[Step], None]]:
+    """Makes the folder; each step that is given becomes a line of the log in it, and is shown."""
+    folder.mkdir()
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+
+        def stepped(step: Step) -> None:
+            print(json.dumps(asdict(step)), file=log, flush=True)
+            shown(step.step, steps)
+
+        yield stepped
 
 
 def default_rate(hidden: int) -> float:

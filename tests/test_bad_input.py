@@ -237,7 +237,7 @@ def test_overwrite_replaces_only_at_the_end(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lorashear.compiler._finish", broken)
+        patch.setattr("lorashear.compiler.results.content", broken)
         assert run(patch, *request) == 130
     assert snapshot(tmp_path) == {"out/old.txt": b"old"}
     assert "stopped; nothing was written" in capsys.readouterr().err

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
-from lorashear import models, training
+from lorashear import config, models, training
+from lorashear.transfer import transfer
+from lorashear.verifying import verify
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 from test_theorem import random_llama
@@ -163,3 +169,91 @@ def test_a_schedule_needs_periods_and_steps(wrong: tuple[int, int, int]) -> None
     with pytest.raises(ValueError, match="no schedule has"):
         Schedule(*wrong)
     assert Schedule(2, 3, 4).steps == 14
+
+
+@pytest.fixture(scope="module")
+def exact(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small folder in float32, so that nothing is rounded on disk."""
+    path = tmp_path_factory.mktemp("exact") / "model"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("prune", [("head", "query", "ffn"), ("ffn", "hidden")], ids=["heads", "hidden"])
+@pytest.mark.parametrize("per_layer", [False, True], ids=["uniform", "per layer"])
+def test_compile_slices_what_was_trained(
+    exact: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_layer: bool, prune: tuple[str, ...]
+) -> None:
+    """The folder, without the adapter of the recovery, computes what the model did when everything had faded."""
+    held: list[Any] = []
+    monkeypatch.setattr(
+        "lorashear.choosing.transfer", lambda model, *rest: held.append(model) or transfer(model, *rest)
+    )
+    result = lorashear.compile(
+        exact,
+        0.3,
+        tmp_path / "out",
+        text=text,
+        windows=8,
+        tokens=3000,
+        context=32,
+        rank=3,
+        lhspg=0.5,
+        periods=2,
+        warm_up=0.2,
+        adapter="keep",
+        per_layer=per_layer,
+        prune=prune,
+    )
+    assert result.report["lhspg"]["steps"] == 6 and result.report["lhspg"]["length"] == 2
+    assert result.report["training"]["steps"] == 6
+    want, got = logits(held[0]), logits(result.model)
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+    assert "bit for bit as planned" in verify(exact, result.folder)[0]
+    log = (result.folder / "lorashear" / "transfer.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lhspg": 1.0}, "lhspg is 1; it is a share of the tokens, 0 or more and under 1"),
+        ({"lhspg": 0.5, "periods": 0}, "periods is 0; LHSPG has 1 or more"),
+        ({"lhspg": 0.5, "warm_up": -0.5}, "warm_up is -0.5; it is a share of LHSPG's steps, 0 or more and under 1"),
+        (
+            {"lhspg": 0.5, "periods": 9},
+            "tokens is 3000, of which LHSPG gets 6 steps, too few for a warm-up of 0 and 9 periods: give more tokens, or",
+        ),
+        ({"lhspg": 0.5, "tokens": None, "one_shot": True}, "lhspg is a share of the tokens to train on: pass tokens"),
+    ],
+)
+def test_a_request_that_makes_no_sense(
+    folder: Path, text: Path, tmp_path: Path, settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(lorashear.LorashearError, match=sentence):
+        lorashear.compile(
+            folder, 0.3, tmp_path / "out", **{"text": text, "windows": 4, "context": 32, "tokens": 3000, **settings}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_adapters_that_reach_nothing_that_is_pruned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(model: Any, **_: Any) -> Any:
+        return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+
+    monkeypatch.setattr(training, "adapted", elsewhere)
+    settings = config.Settings(ratio=0.3, tokens=3000, lhspg=0.5)
+    with pytest.raises(lorashear.LorashearError, match="no adapter reaches model.layers.0.mlp.ffn or any other group"):
+        transfer(
+            random_llama("tied"),
+            None,
+            {"model.layers.0.mlp.ffn": 3},
+            batches(),
+            batches(1)[0]["input_ids"],
+            settings,
+            Settings(),
+            folder,
+            lambda *_: None,
+        )

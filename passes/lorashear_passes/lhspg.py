@@ -63,6 +63,8 @@ class Lhspg:
         self.schedule, self.settings = schedule, settings or Settings()
         self.removed: dict[str, list[int]] = {}
         """Structures of the redundant set by group, rising; they fade, or are at zero."""
+        self.changed: set[str] = set()
+        """Frozen weights that are other ones than they were, also where no structure has gone."""
         self._goals: dict[str, Tensor] = {}
         """What each frozen weight is at the end of this period."""
         self._gains: dict[str, Tensor] = {}
@@ -101,6 +103,7 @@ class Lhspg:
                     self._goals[name] = parameter.data
         for module in training:
             module.training = True
+        self.changed |= set(self._goals)
         self._fading = [place for place in self._read(surgeon) if place[0] in self._gains]
         for name, dim, index in self._fading:
             self._gains[name].index_fill_(dim, index, 0)

@@ -1,0 +1,112 @@
+"""What goes, and what the weights that stay become: in one shot, and then, where it is asked for, by LHSPG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorashear import knowledge
+from lorashear.checkpoint import Checkpoint
+from lorashear.errors import LorashearError
+from lorashear.plans import Plan
+from lorashear.pruning import cut_tensor
+from lorashear.run import Run
+from lorashear.storage import Storage
+from lorashear.stored import take
+from lorashear.transfer import transfer
+from lorashear_ir.groups import Groups
+from lorashear_passes.allocate import Unreachable
+from lorashear_passes.oneshot import Outcome, compress
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and the dense model where it is needed again."""
+
+    outcome: Outcome
+    teacher: Any = field(repr=False)
+    adapter: Path | None = None
+    """Of LHSPG: what it adds to the weights of the dense model, before they are cut."""
+    record: dict[str, Any] | None = None
+    """What LHSPG did, for the report."""
+
+
+def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
+    """Rank and remove, by the settings of the run.
+
+    Args:
+        dense: the model, used up where LHSPG trains it.
+        contents: its `Checkpoint.contents`.
+
+    Raises:
+        LorashearError: nothing can be pruned, the ratio is out of reach, or training fails.
+    """
+    settings, windows = run.settings, run.windows
+    with run.stage("prune"):
+        outcome = _one_shot(run, groups, dense, contents)
+    if not settings.tokens or windows is None:
+        return Choice(outcome, None)
+    if not settings.lhspg:
+        return Choice(outcome, dense if settings.distill else None)
+    with run.stage("transfer"):
+        teacher = run.model() if settings.distill else None
+        adapter = run.scratch / "transfer"
+        moved = transfer(
+            dense,
+            teacher,
+            outcome.split.widths,
+            run.batches(dense, windows.calibration),
+            windows.training,
+            settings,
+            run.surgery,
+            adapter,
+            lambda done, total: run.stage.progress("transfer", done, total),
+        )
+    return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), teacher, adapter, moved.record)
+
+
+def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:
+    settings, windows = run.settings, run.windows
+    chosen = groups.only(settings.prune)
+    if not chosen:
+        raise LorashearError(f"the model has no prunable group of the kinds {', '.join(settings.prune)}")
+    known = knowledge.kept(run.source, contents, windows, settings, run.criterion) if windows else {}
+    try:
+        return compress(
+            model,
+            chosen,
+            run.batches(model, windows.calibration) if windows else None,
+            ratio=settings.ratio,
+            heldout=run.batches(model, windows.guard) if windows else [],
+            per_layer=settings.per_layer,
+            round_to=settings.round_to,
+            settings=run.surgery,
+            unprunable=settings.unprunable_ratio,
+            measured=known,
+            progress=run.stage.progress,
+        )
+    except Unreachable as error:
+        raise LorashearError(str(error)) from error
+
+
+def replacements(
+    source: Checkpoint, storage: Storage, groups: Groups, plan: Plan, outcome: Outcome
+) -> dict[str, np.ndarray]:
+    """The refitted weights as they will be stored, by their names on disk."""
+    result: dict[str, np.ndarray] = {}
+    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+    for name, part in storage.parts.items():
+        parameter = groups.tied.get(part.parameter, part.parameter)
+        if parameter not in outcome.weights or name not in source.tensors or plan.names.get(name, name) is None:
+            continue
+        weight = take(part, outcome.weights[parameter].detach().cpu())
+        small = cut_tensor(weight, plan.tensors[name]) if name in plan.tensors else weight
+        small = small.to(dtypes[source.tensors[name].dtype]).contiguous()
+        result[name] = (
+            small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
+        )
+    return result

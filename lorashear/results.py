@@ -1,0 +1,86 @@
+"""What a run says of itself when it is done: the content of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorashear import knowledge
+from lorashear.checkpoint import Checkpoint
+from lorashear.choosing import Choice
+from lorashear.evaluate import Perplexity
+from lorashear.plans import Plan
+from lorashear.report import layer_widths
+from lorashear.run import Run
+from lorashear.storage import Storage
+from lorashear_ir.groups import Groups
+from lorashear_passes.oneshot import Outcome
+
+
+def content(
+    run: Run,
+    storage: Storage,
+    groups: Groups,
+    choice: Choice,
+    plan: Plan,
+    folder: Path,
+    judged: Mapping[str, Perplexity | None],
+    trained: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The report of a run whose result lies in ``folder``."""
+    source, settings, windows, outcome = run.source, run.settings, run.windows, choice.outcome
+    small = Checkpoint.open(folder)
+    counts = [_count(source, storage, groups, {}), _count(small, storage, groups, plan.names)]
+    perplexity = None
+    found = {name: each for name, each in judged.items() if each is not None}
+    if found and windows is not None:
+        tokens = found["before"].tokens
+        what = f"{tokens:,} tokens of the given text that nothing else used, context {windows.context}"
+        perplexity = {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
+    return {
+        "model": run.name,
+        "ratio": {"asked": settings.ratio, "reached": 1 - counts[1] / counts[0]},
+        "parameters": {"before": counts[0], "after": counts[1]},
+        "bytes": {"before": source.bytes, "after": small.bytes},
+        "widths": layer_widths(groups, outcome.removed),
+        "route": plan.route,
+        "criterion": plan.settings["criterion"],
+        "compensated": sorted(plan.changed),
+        "perplexity": perplexity,
+        "lhspg": choice.record,
+        "training": trained,
+        "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
+        "per_layer": _alternative(outcome),
+        "knowledge": knowledge.content(outcome.knowledge, groups, settings) if outcome.knowledge else None,
+        "note": "" if windows is not None else "no text was given: ranked without data, not compensated",
+        "seconds": {**run.stage.seconds, **{f"prune: {name}": round(s, 4) for name, s in outcome.seconds.items()}},
+        "peak_bytes": run.stage.peak_bytes,
+        "device": settings.device,
+        "settings": asdict(settings),
+    }
+
+
+def _alternative(outcome: Outcome) -> dict[str, Any] | None:
+    """What a uniform result would have kept if widths could differ per layer; None where that is not known."""
+    free = outcome.alternative
+    if free is None or outcome.split.name not in outcome.split.tried:
+        return None
+    return {"loss": outcome.split.tried[outcome.split.name], "loss_per_layer": free.tried[free.name]}
+
+
+def _count(found: Checkpoint, storage: Storage, groups: Groups, names: Mapping[str, str | None]) -> int:
+    """Parameters as they lie on disk, tied ones once; ``names`` has those of a result that are other ones."""
+    sizes: dict[tuple[Any, ...], int] = {}
+    for name, part in storage.parts.items():
+        parameter, info = (
+            groups.tied.get(part.parameter, part.parameter),
+            found.tensors.get(names.get(name, name) or ""),
+        )
+        if parameter in groups.tensors and info is not None:
+            first = tuple(place.indices[0] for place in part.places)
+            sizes[parameter, first] = int(np.prod(info.shape, dtype=np.int64))
+    return sum(sizes.values())

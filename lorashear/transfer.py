@@ -1,0 +1,102 @@
+"""Knowledge transfer: LHSPG on the dense model, whose structures fade while its adapters train, before anything is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorashear import models, training
+from lorashear.config import Settings
+from lorashear.errors import LorashearError
+from lorashear.lora import PREFIX
+from lorashear.training import Shown, logged
+from lorashear_ir.groups import Group
+from lorashear_passes.lhspg import Lhspg, Schedule
+from lorashear_passes.surgery import Settings as Surgery
+from lorashear_passes.walk import Batch
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What has faded, and what the model became."""
+
+    removed: dict[str, list[int]]
+    weights: dict[str, torch.Tensor]
+    """Base weights that changed, by parameter name, in full shape; the adapter adds to them."""
+    record: dict[str, Any]
+    """What was done, for the report."""
+
+
+def transfer(
+    model: torch.nn.Module,
+    teacher: torch.nn.Module | None,
+    widths: Mapping[str, int],
+    calibration: Sequence[Batch],
+    windows: torch.Tensor,
+    settings: Settings,
+    surgery: Surgery,
+    adapter: Path,
+    shown: Shown,
+) -> Transferred:
+    """Train an adapter of the dense model while its groups fade to ``widths``, and save it into the folder ``adapter``.
+
+    Args:
+        model: changed in place: it carries the adapter, and what has faded is zero.
+        teacher: another copy of it, to stay close to.
+        widths: units kept, by group.
+        calibration: batches that rank and refit at the start of each period.
+        windows: token ids to train on, int64 [windows, length].
+        shown: called with the steps done, and the steps.
+
+    Raises:
+        LorashearError: the model has no linear map, an adapter does not reach a group, or the loss stops being a number.
+    """
+    recipe = training.recipe(settings, model, windows.shape[1], settings.lhspg)
+    schedule = _schedule(settings, recipe.steps)
+    carrying = training.adapted(model, rank=recipe.rank, seed=settings.seed)
+    chosen = _reached(carrying, widths)
+    lhspg = Lhspg(
+        carrying, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery
+    )
+    lhspg(0)
+    with logged(adapter, recipe.steps, shown) as log:
+
+        def stepped(step: training.Step) -> None:
+            lhspg(step.step)
+            log(step)
+
+        training.train(carrying, windows, recipe, teacher=teacher, stepped=stepped)
+    carrying.save_pretrained(adapter)
+    weights = {_plain(name): carrying.get_parameter(name).data for name in lhspg.changed}
+    removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
+    return Transferred(removed, weights, {**asdict(recipe), **asdict(schedule)})
+
+
+def _schedule(settings: Settings, steps: int) -> Schedule:
+    """Warm-up and periods, in so many steps; what is left over goes on at zero."""
+    warm_up = round(settings.warm_up * steps)
+    length = (steps - warm_up) // settings.periods
+    if length < 1:
+        raise LorashearError(
+            f"tokens is {settings.tokens}, of which LHSPG gets {steps} steps, too few for a warm-up of {warm_up} and "
+            f"{settings.periods} periods: give more tokens, or fewer periods"
+        )
+    return Schedule(warm_up, settings.periods, length)
+
+
+def _reached(carrying: torch.nn.Module, widths: Mapping[str, int]) -> dict[str, Group]:
+    """The groups as the model has them with its adapters, by their names there."""
+    found = models.analysed(carrying)
+    chosen = {PREFIX + name: found[PREFIX + name] for name in widths}
+    if not any(".lora_" in name for group in chosen.values() for name, _ in group.slots):
+        raise LorashearError(f"no adapter reaches {next(iter(widths))} or any other group that is to be pruned")
+    return chosen
+
+
+def _plain(name: str) -> str:
+    """A weight's name in the model without adapters."""
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
