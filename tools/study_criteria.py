@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +23,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import lorashear
-from lorashear import calibration, data
 from lorashear_ir.groups import Groups
 from lorashear_passes.knowledge import Measured
 from lorashear_passes.oneshot import Settings, compress
 from lorashear_passes.splits import Budget, equal_shares
 from lorashear_passes.walk import Batch, heldout_loss, swapped
+from subjects import CONTEXT, GUARD, SHARED, TEST, Subject, batches, subjects
 
-ROOT = Path(__file__).resolve().parent.parent
-CONTEXT, GUARD, TEST = 256, 32, 160
 KINDS = ("head", "query", "ffn")
 ROWS = {
     "random, no refit": Settings(criterion="random", compensate=False),
@@ -50,46 +45,6 @@ ROWS = {
     "obs, refit to the dense model's output": Settings(target="dense"),
 }
 """All at the uniform widths that `compile` would choose."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, its text, and the ratios to prune at."""
-
-    folder: Path
-    text: Mapping[str, Path]
-    ratios: tuple[float, ...] = (0.2, 0.5)
-    single: bool = False  # one document a window, padded: the model has never seen packed text
-
-
-def subjects(shared: Path, scratch: Path) -> Iterator[Subject]:
-    subprocess.run(
-        [sys.executable, ROOT / "examples" / "stdlib_text.py", scratch], check=True, stdout=subprocess.DEVNULL
-    )
-    source = {split: scratch / f"{split}.jsonl" for split in ("train", "valid", "test")}
-    yield Subject(ROOT / "examples" / "stdlib-llama-2.8m", source)
-    stories = {split: shared / "text" / "tinystories" / f"{split}.jsonl" for split in ("train", "valid", "test")}
-    if shared.is_dir():
-        yield Subject(shared / "models" / "babyllama-105", stories)
-        yield Subject(shared / "models" / "stories260k", stories)
-        # Two fifths of its weights are the embedding, so half of all parameters is out of reach.
-        yield Subject(shared / "models" / "tinystories-656k", stories, (0.15, 0.3), single=True)
-
-
-def batches(tokenizer: Any, file: Path, count: int, single: bool) -> list[Batch]:
-    documents = data.read_texts([file])
-    if not single:
-        windows = data.windows(tokenizer, documents, CONTEXT, limit=count)
-        return calibration.batches(windows, len(tokenizer), "cpu")
-    rows = [[tokenizer.bos_token_id, *tokenizer(d, add_special_tokens=False)["input_ids"]][:CONTEXT] for d in documents]
-    found: list[Batch] = []
-    for start in range(0, count, calibration.BATCH_WINDOWS):
-        part = rows[start : start + calibration.BATCH_WINDOWS]
-        width = max(map(len, part))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in part])
-        found.append({"input_ids": ids, "attention_mask": mask, "use_cache": False})
-    return found
 
 
 class Study:
@@ -154,7 +109,7 @@ def described(widths: Mapping[str, int], groups: Groups) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--only", nargs="*", help="names of models")
     parser.add_argument("--windows", type=int, default=128, help="calibration windows of 256 tokens")
     args = parser.parse_args()
