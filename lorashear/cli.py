@@ -71,7 +71,7 @@ def compile_(
     per_layer: Annotated[bool, typer.Option("--per-layer", help="let widths differ between layers")] = False,
     prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
     round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
-    criterion: Annotated[str | None, typer.Option(help="obs, wanda, magnitude or random")] = None,
+    criterion: Annotated[str | None, typer.Option(help="obs, wanda, flap, taylor, lora, magnitude or random")] = None,
     unprunable_ratio: Annotated[
         float | None, typer.Option(help="with --per-layer: share of groups, those worth most, kept whole")
     ] = None,

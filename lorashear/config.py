@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lorashear.errors import LorashearError
 
 KINDS = ("head", "query", "ffn", "hidden")
-CRITERIA = ("obs", "wanda", "magnitude", "random")
+CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 ADAPTER = ("merge", "keep")
 BATCH = 8
 """Windows a training step."""

@@ -69,7 +69,7 @@ def test_wanda_and_magnitude_follow_their_formulas() -> None:
     expected = [sum(float(weight[:, j].square().sum() * covariance[j, j]) for j in pair) for pair in columns.tolist()]
     assert saliency.wanda(weight, covariance, columns).tolist() == pytest.approx(expected)
     squares = weight.square().sum(0)
-    assert saliency.magnitude([(squares, columns)]).tolist() == pytest.approx(squares.reshape(3, 2).sum(1).tolist())
+    assert saliency.summed([(squares, columns)]).tolist() == pytest.approx(squares.reshape(3, 2).sum(1).tolist())
 
 
 def test_ties_go_to_the_lower_index() -> None:

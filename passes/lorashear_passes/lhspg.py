@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .allocate import GroupLike
-from .surgery import Settings, Surgeon, owned, units
+from .scores import owned
+from .surgery import Settings, Surgeon, units
 from .walk import Batch
 
 __all__ = ["Lhspg", "Schedule"]

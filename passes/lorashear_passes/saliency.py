@@ -13,7 +13,7 @@ equal consecutive blocks and the order runs in rounds, one structure of each blo
 import torch
 from torch import Tensor
 
-__all__ = ["in_rounds", "magnitude", "obs_order", "random_scores", "wanda"]
+__all__ = ["in_rounds", "fluctuation", "obs_order", "random_scores", "summed", "wanda"]
 
 DAMP = 1e-3
 """Default ridge: λ is this share of the mean diagonal of ``C``; chosen by ``tools/study_criteria.py``."""
@@ -22,18 +22,24 @@ ROUNDS = 128
 """Rounds of the greedy order; 1024 kept no more on any model that was tried, and took eight times as long."""
 
 
-def magnitude(squares: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum of squares of all weights that a structure owns, ``[structures]`` (Han et al. 2015, per structure; no data).
+def summed(slots: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The importance of all weights that a structure owns, ``[structures]``.
 
-    ``squares`` holds a pair per slot: sums of squares per index of the slot's dimension, ``[indices]``, and the indices of
-    each structure, ``[structures, width]``.
+    ``slots`` holds a pair per slot: the importance of its weights summed per index of the slot's dimension, ``[indices]``,
+    and the indices of each structure, ``[structures, width]``.
     """
-    return torch.stack([sums.double()[index].sum(1) for sums, index in squares]).sum(0)
+    return torch.stack([sums.double()[index].sum(1) for sums, index in slots]).sum(0)
 
 
 def wanda(weight: Tensor, covariance: Tensor, columns: Tensor) -> Tensor:
     """``Σ_{j in S} ‖W_:j‖² C_jj``, ``[structures]``: Wanda (Sun et al. 2023) with squares summed per structure."""
     scores = weight.double().square().sum(0) * covariance.double().diagonal()
+    return scores[columns].sum(1)
+
+
+def fluctuation(weight: Tensor, variance: Tensor, columns: Tensor) -> Tensor:
+    """``Σ_{j in S} ‖W_:j‖² Var(h_j)``, ``[structures]``: FLAP (An et al. 2024) summed per structure."""
+    scores = weight.double().square().sum(0) * variance.double()
     return scores[columns].sum(1)
 
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import saliency
+from . import saliency, scores
 from .allocate import GroupLike
 from .compensate import compensate
+from .scores import owned
 from .walk import Batch, Stage, Walk, chained, consumers, swapped
 
-__all__ = ["Progress", "Settings", "Surgeon", "levels", "owned", "units"]
+__all__ = ["Progress", "Settings", "Surgeon", "levels", "units"]
 
-CRITERIA = ("obs", "wanda", "magnitude", "random")
+CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
@@ -30,7 +31,7 @@ class Settings:
     """How to rank and refit; the defaults are what ``tools/study_criteria.py`` measured best."""
 
     criterion: str = "obs"
-    """One of obs, wanda, magnitude, random: which structures of a group go first."""
+    """One of ``CRITERIA``: which structures of a group go first."""
     compensate: bool = True
     """Refit the consumers by least squares."""
     target: str = "own"
@@ -38,7 +39,7 @@ class Settings:
     damp: float = saliency.DAMP
     """λ of every inverse, as a share of the mean diagonal."""
     seed: int = 0
-    """Of the random criterion."""
+    """Of the random criterion, and of the adapter that lora looks through."""
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
@@ -64,17 +65,20 @@ class Surgeon:
         self.readers = {g.name: consumers(model, g.slots) for g in self.front if g.kind == "hidden"}
         self.static: dict[str, Tensor] = {}
         """Scores of groups whose rank does not depend on where the walk is."""
-        if settings.criterion in ("magnitude", "random"):
+        if settings.criterion == "magnitude":
+            self.static = scores.magnitude(model, chosen)
+        elif settings.criterion == "random":
             generator = torch.Generator().manual_seed(settings.seed)
-            for name, group in chosen.items():
-                plain = settings.criterion == "magnitude"
-                self.static[name] = _magnitude(model, group) if plain else saliency.random_scores(group.size, generator)
+            self.static = {name: saliency.random_scores(g.size, generator) for name, g in chosen.items()}
 
     def walk(self, batches: Sequence[Batch]) -> Walk:
-        """The walk that `pruned` takes over these batches; ranks the groups in front on the dense model."""
+        """The walk that `pruned` takes over these batches; ranks on the dense model what is ranked there."""
         names = list(self.jobs)
         if self.settings.compensate or not names:
             names += chained(self.model, names, [name for found in self.readers.values() for name in found])
+        if self.settings.criterion in scores.FROM_TEXT:
+            rank = scores.FROM_TEXT[self.settings.criterion]
+            self.static = rank(self.model, self.chosen, batches, self.settings.seed)
         self._rank_front(batches)
         return Walk(self.model, names, batches)
 
@@ -226,14 +230,14 @@ class Surgeon:
                 continue
             names = self.readers.get(group.name, ())
             if not names:
-                self.static[group.name] = _magnitude(self.model, group)
+                self.static |= scores.magnitude(self.model, {group.name: group})
                 continue
             walk = Walk(self.model, names, batches, whole=True)
             found, _ = walk.scan(walk.stages[0], walk.start)
             total = torch.zeros(group.size, dtype=torch.float64)
             for name, covariance in found.items():
-                scores = saliency.wanda(self.weight(name), covariance, owned(group, f"{name}.weight", 1)).cpu()
-                total += scores / scores.sum().clamp_min(1e-30)
+                read = saliency.wanda(self.weight(name), covariance, owned(group, f"{name}.weight", 1)).cpu()
+                total += read / read.sum().clamp_min(1e-30)
             self.static[group.name] = total
 
     def _front_zeroed(self, widths: Mapping[str, int], removed: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -269,28 +273,3 @@ def _jobs(chosen: Mapping[str, GroupLike], found: Mapping[str, Sequence[str]]) -
         groups.sort(key=lambda group: (rank.get(group.kind, 2), group.name))
         jobs[consumer] = Job(tuple(groups), tuple(owned(group, f"{consumer}.weight", 1) for group in groups))
     return jobs
-
-
-def owned(group: GroupLike, parameter: str, dim: int) -> Tensor:
-    """What each structure owns of one slot, ``[structures, width]``; read off three structures where they lie regularly."""
-
-    def of(structure: int) -> Tensor:
-        slices = group.slices(structure)
-        return torch.tensor([i for name, at, indices in slices if (name, at) == (parameter, dim) for i in indices])
-
-    ends = of(0), of(min(1, group.size - 1)), of(group.size - 1)
-    steps = torch.arange(group.size)[:, None]
-    table = ends[0] + steps * (ends[1] - ends[0]) if ends[0].shape == ends[1].shape else ends[0][None]
-    if len(table) == group.size and torch.equal(table[-1], ends[2]):
-        return table
-    return torch.stack([of(structure) for structure in range(group.size)])
-
-
-def _magnitude(model: nn.Module, group: GroupLike) -> Tensor:
-    squares: list[tuple[Tensor, Tensor]] = []
-    for name, dim in group.slots:
-        value = model.get_parameter(name).data
-        others = [d for d in range(value.dim()) if d != dim]
-        sums = value.double().square().sum(others) if others else value.double().square()
-        squares.append((sums.cpu(), owned(group, name, dim)))
-    return saliency.magnitude(squares)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Stage", "Walk", "chained", "consumers", "heldout_loss", "swapped"]
+__all__ = ["Batch", "Stage", "Walk", "chained", "consumers", "heldout_loss", "swapped", "token_loss"]
 
 Batch = Mapping[str, Any]
 
@@ -268,14 +268,29 @@ def heldout_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
         with torch.no_grad():
             output = model(**batch)
         logits = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
-        wanted: Tensor = batch["input_ids"][:, 1:].clone()
-        mask = batch.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            wanted = wanted.masked_fill(~mask[:, 1:].bool(), -100)
+        wanted = _targets(batch)
         for row, target in zip(logits[:, :-1], wanted, strict=True):
             total += float(nn.functional.cross_entropy(row.float(), target, reduction="sum", ignore_index=-100))
         tokens += int((wanted != -100).sum())
     return total / max(tokens, 1)
+
+
+def token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """`heldout_loss` of one batch, with its gradient."""
+    output = model(**batch)
+    logits = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), _targets(batch).flatten(), ignore_index=-100
+    )
+
+
+def _targets(batch: Batch) -> Tensor:
+    """The token that each but the last has to tell, −100 where none counts."""
+    wanted: Tensor = batch["input_ids"][:, 1:].clone()
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        wanted = wanted.masked_fill(~mask[:, 1:].bool(), -100)
+    return wanted
 
 
 class _Enough(Exception):
