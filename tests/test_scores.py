@@ -80,13 +80,13 @@ def test_an_adapter_sees_the_gradient_through_its_random_half(
     model: torch.nn.Module, groups: lorashear.Groups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With B = 0 the estimate is G AᵀA; where AᵀA is the identity, it is the gradient itself."""
+    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    held = {name: g for name, g in gradients(model).items() if name in linear}
+    products = {name: (model.get_parameter(name).detach() * g).square() for name, g in held.items()}
     rank = 64  # no map of the model reads more
     randn = torch.randn
     monkeypatch.setattr(scores, "RANK", rank)
     monkeypatch.setattr(torch, "randn", lambda r, n, **more: rank**0.5 * torch.linalg.qr(randn(r, n, **more))[0])
-    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    held = {name: g for name, g in gradients(model).items() if name in linear}
-    products = {name: (model.get_parameter(name).detach() * g).square() for name, g in held.items()}
     for name, found in scores.lora_gradient(model, groups, batches()).items():
         assert found.tolist() == pytest.approx(by_hand(groups[name], products), rel=1e-3)
     assert untouched(model)
