@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ from lorashear_passes.oneshot import Outcome, compress
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and the dense model where it is needed again."""
+    """What was chosen, and what LHSPG trained."""
 
     outcome: Outcome
-    teacher: Any = field(repr=False)
     adapter: Path | None = None
-    """Of LHSPG: what it adds to the weights of the dense model, before they are cut."""
+    """What was trained beside the dense model's weights, before they are cut."""
     record: dict[str, Any] | None = None
-    """What LHSPG did, for the report."""
+    """How, for the report."""
 
 
 def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
@@ -48,10 +47,8 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     settings, windows = run.settings, run.windows
     with run.stage("prune"):
         outcome = _one_shot(run, groups, dense, contents)
-    if not settings.tokens or windows is None:
-        return Choice(outcome, None)
-    if not settings.lhspg:
-        return Choice(outcome, dense if settings.distill else None)
+    if not settings.lhspg or windows is None:
+        return Choice(outcome)
     with run.stage("transfer"):
         teacher = run.model() if settings.distill else None
         adapter = run.scratch / "transfer"
@@ -66,7 +63,7 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
             adapter,
             lambda done, total: run.stage.progress("transfer", done, total),
         )
-    return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), teacher, adapter, moved.record)
+    return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), adapter, moved.record)
 
 
 def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:

@@ -149,6 +149,10 @@ def _compile(
     dense = run.model()
     judged = {"before": run.judged(dense)}
     choice = choose(run, groups, dense, contents)
+    after_cut = (
+        settings.tokens is not None and choice.adapter is None
+    )  # what was cut is trained, not the other way round
+    teacher = dense if after_cut and settings.distill else None
     del dense
     with stage("plan"):
         plan = lower(source, twin, groups, choice.outcome.removed, _recorded(run))
@@ -156,26 +160,23 @@ def _compile(
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = replaced(plan, changed=changed, contents=contents)
         stage.made("plan", plan.to_json)
-    room = source.bytes * (2 if settings.tokens else 1)
+    room = source.bytes * (2 if after_cut else 1)
     with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=room) as folder:
-        pruned = folder / "pruned" if settings.tokens else folder
+        pruned, trained = folder / "pruned" if after_cut else folder, choice.record
         with stage("slice"):
             pruned.mkdir(exist_ok=True)
             plan = _sliced(run, plan, choice, replace, twin, pruned)
-        trained = None
-        if run.windows is not None and settings.tokens:
+        if after_cut and run.windows is not None:
             with stage("train"):
                 small = run.model(pruned)
                 judged["pruned"] = run.judged(small)
                 shown = partial(stage.progress, "train")
                 adapter = run.scratch / "adapter"
-                trained = recovery.recover(small, choice.teacher, run.windows.training, settings, adapter, shown)
+                trained = recovery.recover(small, teacher, run.windows.training, settings, adapter, shown)
                 del small
             with stage("merge" if settings.adapter == "merge" else "keep"):
                 plan = recovery.write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
                 shutil.rmtree(pruned)
-        if choice.adapter:
-            shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / "transfer.jsonl")
         with stage("evaluate"):
             judged["after"] = run.judged(run.model(folder)) if run.windows else None
         content = results.content(run, storage, groups, choice, plan, folder, judged, trained)
@@ -193,13 +194,16 @@ def _sliced(
     folder: Path,
 ) -> Plan:
     """Write what the plan makes of the source, and of what LHSPG made of it; the plan with all hashes."""
-    moved = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
-    wanted = wanted_slice(plan, run.source, replace=replace, merged=moved)
-    write_folder(plan, wanted, folder, progress=partial(run.stage.progress, "slice"))
-    if moved is None:
+    trained = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
+    merge = run.settings.adapter == "merge"
+    wanted = wanted_slice(plan, run.source, replace=replace, merged=trained if merge else None)
+    kept = None if merge else trained
+    write_folder(plan, wanted, folder, kept=kept, progress=partial(run.stage.progress, "slice"))
+    if trained is None or choice.adapter is None:
         return plan
-    left = {name: plan.names.get(name, name) for name in moved.adapted}
-    return recovery.noted(plan, folder, {name: new for name, new in left.items() if new is not None})
+    shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / LOG)
+    left = {name: plan.names.get(name, name) for name in trained.adapted}
+    return recovery.noted(plan, folder, {n: new for n, new in left.items() if new is not None}) if merge else plan
 
 
 def _recorded(run: Run) -> dict[str, Any]:

@@ -32,7 +32,9 @@ class Settings:
     criterion: str | None = None  # by default obs with text, magnitude without
     compensate: bool = True  # refit by least squares where there is text
     unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only
-    lhspg: float = 0.0  # share of the tokens in which structures fade, before they are cut and the rest is trained on
+    lhspg: float = (
+        0.0  # share of the tokens in which structures fade, to be cut when all is trained; 0: cut, then trained
+    )
     periods: int = 1  # of LHSPG: a part of the structures starts to fade in each
     warm_up: float = 0.0  # share of LHSPG's steps before anything fades
     learning_rate: float | None = None  # by default from the model's width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,12 @@ def recover(
     Raises:
         LorashearError: the model has no linear map, or the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows.shape[1], 1 - settings.lhspg)
+    recipe = training.recipe(settings, model, windows.shape[1])
     carrying = training.adapted(model, rank=recipe.rank, seed=settings.seed)
     with training.logged(adapter, recipe.steps, shown) as stepped:
         training.train(carrying, windows, recipe, teacher=teacher, stepped=stepped)
     carrying.save_pretrained(adapter)
-    return {**asdict(recipe), "tokens": recipe.steps * recipe.batch * windows.shape[1], "windows": len(windows)}
+    return training.record(recipe, windows)
 
 
 def write(

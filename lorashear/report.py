@@ -52,7 +52,7 @@ def card(report: Mapping[str, Any], route: str) -> str:
     table += f"| bytes of tensors | {report['bytes']['before']:,} | {report['bytes']['after']:,} |\n"
     if report.get("perplexity"):
         p = report["perplexity"]
-        untrained = f" ({p['pruned']:.3f} before training)" if trained else ""
+        untrained = f" ({p['pruned']:.3f} before training)" if "pruned" in p else ""
         table += f"| perplexity ({p['data']}) | {p['before']:.3f} | {p['after']:.3f}{untrained} |\n"
     kinds: dict[str, set[str]] = {}
     for name, width in report["widths"].items():

@@ -51,7 +51,6 @@ def content(
         "criterion": plan.settings["criterion"],
         "compensated": sorted(plan.changed),
         "perplexity": perplexity,
-        "lhspg": choice.record,
         "training": trained,
         "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
         "per_layer": _alternative(outcome),

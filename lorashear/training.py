@@ -56,12 +56,17 @@ Shown = Callable[[int, int], None]
 LOG = "training.jsonl"
 
 
-def recipe(settings: Settings, model: Any, length: int, share: float) -> Recipe:
-    """How a model is trained on a ``share`` of the tokens that the settings say, in windows of ``length`` tokens."""
+def recipe(settings: Settings, model: Any, length: int) -> Recipe:
+    """How a model is trained on the tokens that the settings say, in windows of ``length`` tokens."""
     assert settings.tokens is not None
     rate = settings.learning_rate or default_rate(model.get_input_embeddings().weight.shape[1])
-    steps = max(1, round(share * settings.tokens / (BATCH * length)))
+    steps = max(1, round(settings.tokens / (BATCH * length)))
     return Recipe(steps, rate, rank=settings.rank, distill=settings.distill, seed=settings.seed)
+
+
+def record(recipe: Recipe, windows: Tensor) -> dict[str, Any]:
+    """What was done, for the report."""
+    return {**asdict(recipe), "tokens": recipe.steps * recipe.batch * windows.shape[1], "windows": len(windows)}
 
 
 @contextmanager

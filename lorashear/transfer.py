@@ -1,4 +1,4 @@
-"""Knowledge transfer: LHSPG on the dense model, whose structures fade while its adapters train, before anything is cut."""
+"""Knowledge transfer: LHSPG on the dense model, whose structures fade while its adapter trains; then they can be cut."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def transfer(
     Raises:
         LorashearError: the model has no linear map, an adapter does not reach a group, or the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows.shape[1], settings.lhspg)
+    recipe = training.recipe(settings, model, windows.shape[1])
     schedule = _schedule(settings, recipe.steps)
     carrying = training.adapted(model, rank=recipe.rank, seed=settings.seed)
     chosen = _reached(carrying, widths)
@@ -73,11 +73,13 @@ def transfer(
     carrying.save_pretrained(adapter)
     weights = {_plain(name): carrying.get_parameter(name).data for name in lhspg.changed}
     removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
-    return Transferred(removed, weights, {**asdict(recipe), **asdict(schedule)})
+    record = training.record(recipe, windows) | {"lhspg": asdict(schedule)}
+    return Transferred(removed, weights, record)
 
 
-def _schedule(settings: Settings, steps: int) -> Schedule:
-    """Warm-up and periods, in so many steps; what is left over goes on at zero."""
+def _schedule(settings: Settings, every: int) -> Schedule:
+    """Warm-up and periods, in a share of all steps; those that are left go on at zero."""
+    steps = round(settings.lhspg * every)
     warm_up = round(settings.warm_up * steps)
     length = (steps - warm_up) // settings.periods
     if length < 1:
