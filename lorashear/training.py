@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from lorashear.adapters import quiet
 from lorashear.config import BATCH, Settings
@@ -98,12 +101,43 @@ def adapted(model: torch.nn.Module, *, rank: int, seed: int = 0) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
+    names = _maps(model)
+    if not names:
+        raise LorashearError(f"{type(model).__name__} takes no LoRA adapter: it has no linear map but its head")
+    turned = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
+
+    def put_on(names: list[str]) -> Any:
+        spelled = "|".join(map(re.escape, names))  # given a list, peft adapts fused experts that once had such names
+        config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=f"({spelled})", fan_in_fan_out=turned)
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+
+    with _random(seed, None), quiet():
         try:
-            return get_peft_model(model, LoraConfig(r=rank, lora_alpha=ALPHA, target_modules="all-linear"))  # type: ignore[arg-type]
+            try:
+                return put_on(names)
+            except ValueError:  # Mamba's kernels read these weights themselves, past an adapter
+                return put_on([name for name in names if not name.endswith(".out_proj")] or names)
         except ValueError as error:
             raise LorashearError(f"{type(model).__name__} takes no LoRA adapter: {error}") from error
+
+
+def _maps(model: Any) -> list[str]:
+    """The linear maps of a model by name, but for its head and what shares a weight."""
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and uses[id(module.weight)] == 1
+    ]
+
+
+@contextmanager
+def _random(seed: int, device: torch.device | None) -> Iterator[None]:
+    """What is random in here, the adapters' start and dropout, follows from the seed; outside nothing changes."""
+    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -143,7 +177,9 @@ def train(
     good = [p.detach().clone() for p in parameters]
     before = {module: module.training for module in model.modules()}
     model.train()
-    try:
+    with ExitStack() as stack:
+        stack.callback(_set_modes, before)
+        stack.enter_context(_random(recipe.seed, device))
         for step, rows in enumerate(_batches(windows, recipe), 1):
             started = time.perf_counter()
             optimizer.zero_grad()
@@ -165,9 +201,11 @@ def train(
             if stepped:
                 seconds = time.perf_counter() - started
                 stepped(Step(step, loss, text, divergence, rate, rows.numel() / seconds))
-    finally:
-        for module, mode in before.items():
-            module.training = mode
+
+
+def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def _batches(windows: Tensor, recipe: Recipe) -> Iterator[Tensor]:
