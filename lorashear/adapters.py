@@ -24,7 +24,7 @@ from lorashear.lora import PREFIX
 
 def holds(model: torch.nn.Module) -> bool:
     """Whether peft has put adapters into a model."""
-    return any(True for _ in _layers(model))
+    return any(True for _ in adapter_layers(model))
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def every_one(model: torch.nn.Module) -> Iterator[None]:
     """
     changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
-        for path, layer in _layers(model):
+        for path, layer in adapter_layers(model):
             if layer.merged_adapters:
                 raise LorashearError(
                     f"adapter {layer.merged_adapters[0]} is merged into {path}, so that a trace does not show it: "
@@ -60,7 +60,7 @@ def settle(model: torch.nn.Module) -> None:
     rank changed gets a new alpha, and both go to the config by module (``rank_pattern``, ``alpha_pattern``).
     """
     shrunk: set[str] = set()
-    for _, layer in _layers(model):
+    for _, layer in adapter_layers(model):
         if not hasattr(layer, "lora_A"):  # another method of peft, which has no rank or counts it in its own way
             continue
         for adapter, rank in layer.r.items():
@@ -87,7 +87,7 @@ def check_mergeable(model: torch.nn.Module) -> None:
         raise LorashearError(
             f"{name} is no PeftModel with adapters in its layers, so there is nothing to merge: leave merge out"
         )
-    if any(layer._disable_adapters for _, layer in _layers(model)):
+    if any(layer._disable_adapters for _, layer in adapter_layers(model)):
         raise LorashearError(f"the adapters of this {name} are disabled: enable those to merge, or leave merge out")
 
 
@@ -123,7 +123,7 @@ def quiet() -> Iterator[None]:
 def _part(model: torch.nn.Module) -> None:
     """Give an adapted weight that is tied to another one a tensor of its own: merging would change both."""
     names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for _, layer in _layers(model):
+    for _, layer in adapter_layers(model):
         held = layer.get_base_layer()._parameters if hasattr(layer, "merge") else {}
         for name, parameter in held.items():
             if parameter is not None and names[id(parameter)] > 1:
@@ -143,7 +143,7 @@ def _is_peft(model: torch.nn.Module) -> bool:
     return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
 
 
-def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def adapter_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """The modules of peft that choose among adapters, by path."""
     if "peft" not in sys.modules:  # then nobody can have made one
         return
@@ -188,7 +188,9 @@ def _alpha(layer: Any, adapter: str) -> float:
 
 def _note_ranks(model: torch.nn.Module, adapter: str) -> None:
     """Write the ranks and alphas of an adapter into its config; the commonest stand for all, the others by module."""
-    layers = {path.removeprefix(PREFIX): each for path, each in _layers(model) if adapter in getattr(each, "r", ())}
+    layers = {
+        path.removeprefix(PREFIX): each for path, each in adapter_layers(model) if adapter in getattr(each, "r", ())
+    }
     held = {path: (each.r[adapter], each.lora_alpha[adapter]) for path, each in layers.items()}
     (rank, alpha), _ = Counter(held.values()).most_common(1)[0]
     config = getattr(model, "peft_config", {}).get(adapter)

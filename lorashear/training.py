@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lorashear.adapters import quiet
+from lorashear.adapters import adapter_layers, quiet
 from lorashear.config import BATCH, Settings
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size
+from lorashear.lora import PREFIX
 
 ALPHA = 32
 """LoRA's α. The update is scaled by α/r, so that the best learning rate hardly depends on the rank."""
@@ -52,6 +53,11 @@ class Step:
     rate: float
     speed: float
 
+
+KERNELS = ("out_proj",)
+"""Maps that peft refuses to adapt where Mamba's kernels read the weight themselves, past an adapter."""
+FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names that peft takes, in some mixtures of experts, for what the experts were before their weights became one tensor."""
 
 Shown = Callable[[int, int], None]
 """Called with the steps done, and the steps."""
@@ -96,6 +102,8 @@ def default_rate(hidden: int) -> float:
 def adapted(model: torch.nn.Module, *, rank: int, seed: int = 0) -> Any:
     """The model as a PeftModel with a LoRA adapter on every linear map but the head; only that is trainable.
 
+    Weights of experts that lie in one tensor get none, and where peft would adapt other maps than these, those neither.
+
     Raises:
         LorashearError: there is no linear map.
     """
@@ -107,18 +115,24 @@ def adapted(model: torch.nn.Module, *, rank: int, seed: int = 0) -> Any:
     turned = any(isinstance(model.get_submodule(name), Conv1D) for name in names)
 
     def put_on(names: list[str]) -> Any:
-        spelled = "|".join(map(re.escape, names))  # given a list, peft adapts fused experts that once had such names
+        spelled = "|".join(map(re.escape, names))
         config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=f"({spelled})", fan_in_fan_out=turned)
         return get_peft_model(model, config)  # type: ignore[arg-type]
 
+    reason = ValueError()
     with _random(seed, None), quiet():
-        try:
+        for refused in ((), KERNELS, FUSED, (*KERNELS, *FUSED)):
+            left = [name for name in names if name.rpartition(".")[2] not in refused]
             try:
-                return put_on(names)
-            except ValueError:  # Mamba's kernels read these weights themselves, past an adapter
-                return put_on([name for name in names if not name.endswith(".out_proj")] or names)
-        except ValueError as error:
-            raise LorashearError(f"{type(model).__name__} takes no LoRA adapter: {error}") from error
+                found = put_on(left)
+            except ValueError as error:
+                reason = error
+                continue
+            if {path.removeprefix(PREFIX) for path, _ in adapter_layers(found)} <= set(left):
+                return found
+            reason = ValueError("peft puts it on other modules than it is told")
+            found.unload()
+    raise LorashearError(f"{type(model).__name__} takes no LoRA adapter: {reason}")
 
 
 def _maps(model: Any) -> list[str]:
