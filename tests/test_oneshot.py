@@ -142,7 +142,20 @@ def test_the_walk_sees_what_whole_forwards_see(chained: bool) -> None:
     torch.testing.assert_close(found["blocks.1.down"][0], rows.T @ rows / len(rows))
 
 
-def test_a_tail_gives_the_loss_of_the_whole_and_leaves_no_trace() -> None:
+@pytest.mark.parametrize("beside", [0, 1])
+def test_a_tail_gives_the_loss_of_the_whole_and_leaves_no_trace(beside: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a model that takes more from its blocks than the hidden states."""
+    plain = Block.forward
+
+    def forward(self: Tiny, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.embed(input_ids)
+        for number, block in enumerate(self.blocks):
+            x, *others = block(x, torch.tensor(0.1 * number))
+            assert len(others) == beside
+        return self.head(x)
+
+    monkeypatch.setattr(Block, "forward", lambda *given: (*plain(*given)[:1], *[None] * beside))
+    monkeypatch.setattr(Tiny, "forward", forward)
     model, batches = tiny()
     walk = Walk(model, ["blocks.0.down", "blocks.1.down"], batches)
     states = walk.advance(walk.stages[0], walk.start)

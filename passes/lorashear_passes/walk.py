@@ -78,7 +78,7 @@ class Walk:
         self.batches = batches
         self.masks = [_mask(batch) for batch in batches]
         self.start: list[Tensor | None] = [None] * len(batches)
-        self._tuples = False
+        self._beside: int | None = None  # how much a block gives beside its hidden states; None: it gives these alone
         self.stages = ([] if whole else self._chain(names)) or [self._whole(names)]
 
     def started(self, fresh: bool) -> list[Tensor | None]:
@@ -111,7 +111,7 @@ class Walk:
         given = iter(states)
 
         def passed(state: Tensor, *_: Any, **__: Any) -> Any:
-            return (state,) if self._tuples else state
+            return state if self._beside is None else (state, *[None] * self._beside)
 
         def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (next(given), *args[1:])
@@ -224,7 +224,7 @@ class Walk:
             return hook
 
         def end(_: nn.Module, __: Any, output: Any) -> None:
-            self._tuples = not isinstance(output, Tensor)
+            self._beside = None if isinstance(output, Tensor) else len(output) - 1
             ends.append(first(output).detach())
 
         handles = [block.register_forward_pre_hook(note(i), with_kwargs=True) for i, block in enumerate(blocks)]
