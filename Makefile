@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt change.
 PYTHON ?= python3
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -19,7 +19,7 @@ help:  ## list the targets
 demo: .venv/stamp  ## prune the shipped model and show what became of it
 	$(BIN)/python examples/01_demo.py
 
-test: .venv/stamp  ## the whole test suite (PYTEST_FLAGS='-n 2'; e.g. PYTEST_FLAGS='-m "not slow"')
+test: .venv/stamp  ## the whole test suite (e.g. PYTEST_FLAGS='-m "not slow"')
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-deep: .venv/stamp  ## the property tests over 10000 random programs each; about an hour

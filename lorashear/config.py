@@ -69,10 +69,12 @@ class Settings:
             raise LorashearError(f"context is {self.context}; a window needs 8 tokens or more")
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
-        if self.one_shot != (self.tokens is None):
+        if self.tokens is None and not self.one_shot:
             raise LorashearError(
-                "training and pruning in one shot exclude each other: pass tokens (--tokens N) or one_shot=True (--one-shot)"
+                "nothing says whether to train: pass tokens (--tokens N), or one_shot=True (--one-shot) to do without"
             )
+        if self.tokens is not None and self.one_shot:
+            raise LorashearError("tokens asks for training, and one_shot for none: pass one of them")
         if self.tokens is not None and self.tokens < 1:
             raise LorashearError(f"tokens is {self.tokens}; training needs 1 or more")
         if not 0 <= self.lhspg < 1:

@@ -216,8 +216,11 @@ def test_a_run_whose_loss_is_no_number_leaves_nothing(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, r"training and pruning in one shot exclude each other: pass tokens \(--tokens N\) or one_shot=True"),
-        ({"tokens": 9, "one_shot": True}, "training and pruning in one shot exclude each other"),
+        (
+            {},
+            r"nothing says whether to train: pass tokens \(--tokens N\), or one_shot=True \(--one-shot\) to do without",
+        ),
+        ({"tokens": 9, "one_shot": True}, "tokens asks for training, and one_shot for none: pass one of them"),
         ({"tokens": 0}, "tokens is 0; training needs 1 or more"),
         ({"tokens": 9, "learning_rate": 0.0}, "learning_rate is 0; it lies between 0 and 1"),
         ({"tokens": 9, "rank": 0}, "rank is 0; an adapter has 1 or more"),
