@@ -136,13 +136,15 @@ def adapted(model: torch.nn.Module, *, rank: int, seed: int = 0) -> Any:
 
 
 def _maps(model: Any) -> list[str]:
-    """The linear maps of a model by name, but for its head and what shares a weight."""
+    """The linear maps of a model by name, but for its head, what shares a weight, and what computes more than the map."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head and uses[id(module.weight)] == 1
+        if type(module).forward in (torch.nn.Linear.forward, Conv1D.forward)
+        and module is not head
+        and uses[id(module.weight)] == 1  # type: ignore[arg-type]
     ]
 
 

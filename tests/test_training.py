@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorashear
 from conftest import WORDS
@@ -22,6 +23,8 @@ from lorashear.config import Settings
 from lorashear.verifying import verify
 from lorashear_passes.walk import heldout_loss
 from test_theorem import random_llama
+from tools.cases import tiny
+from tools.families import TOLERANCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CYCLE = torch.arange(40).repeat(8)[:257]
@@ -175,6 +178,24 @@ def test_kept_beside_it_is_what_is_merged_into_it(compiled: dict[str, lorashear.
     assert (got - want).norm() < 0.2 * (plain - want).norm()  # stored in bfloat16, merged weights are rounded to it
     config = json.loads((compiled["keep"].folder / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "lhspg"), [("gpt2", 0.5), ("mamba", 0.0), ("llama4_text", 0.5)])
+def test_other_families_train_as_well(family: str, lhspg: float, folder: Path, text: Path, tmp_path: Path) -> None:
+    """Maps stored as in × out, weights that kernels read, experts in one tensor and a router that returns two."""
+    source = tmp_path / "source"
+    shutil.copytree(folder, source, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    AutoModelForCausalLM.from_config(tiny(family, vocab_size=96)).save_pretrained(source)
+    settings = {"windows": 6, "tokens": 1500, "context": 16, "rank": 2, "learning_rate": 1e-2, "lhspg": lhspg}
+    for how in ("merge", "keep"):
+        lorashear.compile(source, 0.2, tmp_path / how, text=text, adapter=how, per_layer=True, **settings)
+    merged, base = (lorashear.load(tmp_path / how).eval() for how in ("merge", "keep"))
+    ids = torch.arange(12)[None] + 5
+    with torch.inference_mode():
+        want, plain = (model(input_ids=ids).logits for model in (merged, base))
+        got = PeftModel.from_pretrained(base, tmp_path / "keep" / "adapter").eval()(input_ids=ids).logits
+    assert (got - want).abs().max() < TOLERANCE * want.abs().max() < 0.1 * (plain - want).abs().max()
 
 
 def test_the_same_seed_gives_the_same_bytes(
