@@ -79,6 +79,9 @@ def compile_(
         float, typer.Option(help="share of the tokens in which structures fade while the dense model trains")
     ] = 0.0,
     periods: Annotated[int, typer.Option(help="of LHSPG: a part of the structures starts to fade in each")] = 1,
+    policy: Annotated[
+        str, typer.Option(help="of LHSPG: decay, one ramp for all, or half-space, a gate each")
+    ] = "decay",
     warm_up: Annotated[float, typer.Option(help="share of LHSPG's steps before anything fades")] = 0.0,
     learning_rate: Annotated[
         float | None, typer.Option(help="the highest, of training; by default from the model's width")
@@ -115,6 +118,7 @@ def compile_(
             tokens=tokens,
             lhspg=lhspg,
             periods=periods,
+            policy=policy,
             warm_up=warm_up,
             learning_rate=learning_rate,
             rank=rank,

@@ -9,6 +9,7 @@ from lorashear.errors import LorashearError
 KINDS = ("head", "query", "ffn", "hidden")
 CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 ADAPTER = ("merge", "keep")
+POLICIES = ("decay", "half-space")
 BATCH = 8
 """Windows a training step."""
 
@@ -36,6 +37,7 @@ class Settings:
         0.0  # share of the tokens in which structures fade, to be cut when all is trained; 0: cut, then trained
     )
     periods: int = 1  # of LHSPG: a part of the structures starts to fade in each
+    policy: str = "decay"  # of LHSPG: all that fades by one ramp; "half-space": each structure as the loss lets it
     warm_up: float = 0.0  # share of LHSPG's steps before anything fades
     learning_rate: float | None = None  # by default from the model's width
     rank: int = 16  # of the LoRA adapters that are trained
@@ -83,6 +85,8 @@ class Settings:
             raise LorashearError("lhspg is a share of the tokens to train on: pass tokens (--tokens N)")
         if self.periods < 1:
             raise LorashearError(f"periods is {self.periods}; LHSPG has 1 or more")
+        if self.policy not in POLICIES:
+            raise LorashearError(f"policy is {self.policy}; there are {', '.join(POLICIES)}")
         if not 0 <= self.warm_up < 1:
             raise LorashearError(f"warm_up is {self.warm_up:g}; it is a share of LHSPG's steps, 0 or more and under 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:

@@ -87,7 +87,7 @@ def _schedule(settings: Settings, every: int) -> Schedule:
             f"tokens is {settings.tokens}, of which LHSPG gets {steps} steps, too few for a warm-up of {warm_up} and "
             f"{settings.periods} periods: give more tokens, or fewer periods"
         )
-    return Schedule(warm_up, settings.periods, length)
+    return Schedule(warm_up, settings.periods, length, settings.policy)
 
 
 def _reached(carrying: torch.nn.Module, widths: Mapping[str, int]) -> dict[str, Group]:

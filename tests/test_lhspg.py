@@ -16,7 +16,8 @@ import lorashear
 from lorashear import config, models, training
 from lorashear.transfer import transfer
 from lorashear.verifying import verify
-from lorashear_passes.lhspg import Lhspg, Schedule
+from lorashear_passes.gates import Gates
+from lorashear_passes.lhspg import POLICIES, Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 from test_theorem import random_llama
 
@@ -63,21 +64,24 @@ def sliced(model: Any, removed: dict[str, list[int]]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("criterion", "compensate", "periods"),
+    ("criterion", "compensate", "periods", "policy"),
     [
-        ("obs", True, 1),
-        ("obs", False, 3),
-        ("wanda", True, 3),
-        ("flap", True, 2),
-        ("taylor", True, 2),
-        ("lora", False, 2),
-        ("magnitude", False, 3),
-        ("random", True, 3),
+        ("obs", True, 1, "decay"),
+        ("obs", False, 3, "half-space"),
+        ("wanda", True, 3, "decay"),
+        ("flap", True, 2, "half-space"),
+        ("taylor", True, 2, "decay"),
+        ("lora", False, 2, "decay"),
+        ("magnitude", False, 3, "half-space"),
+        ("random", True, 3, "decay"),
     ],
 )
-def test_the_slice_computes_what_the_trained_model_computes(criterion: str, compensate: bool, periods: int) -> None:
-    model, lhspg = begun(Schedule(2, periods, 2), Settings(criterion=criterion, compensate=compensate))
-    trained(model, lhspg, 2 + 2 * periods + 3)  # and some steps after the last period
+def test_the_slice_computes_what_the_trained_model_computes(
+    criterion: str, compensate: bool, periods: int, policy: str
+) -> None:
+    schedule = Schedule(2, periods, 3, policy)
+    model, lhspg = begun(schedule, Settings(criterion=criterion, compensate=compensate))
+    trained(model, lhspg, schedule.steps + 3)  # and some steps after the last period
     want = logits(model)
     counted = {name: len(indices) for name, indices in lhspg.removed.items() if lhspg.chosen[name].kind != "query"}
     assert counted == {name: units(lhspg.chosen[name]) - lhspg.widths[name] for name in counted}
@@ -86,17 +90,19 @@ def test_the_slice_computes_what_the_trained_model_computes(criterion: str, comp
     assert torch.equal(got.argmax(-1), want.argmax(-1))
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kinds", [("hidden",), (*KINDS, "hidden")], ids=["hidden", "all"])
-def test_hidden_channels_fade_with_all_that_they_own(kinds: tuple[str, ...]) -> None:
-    model, lhspg = begun(Schedule(1, 2, 3), kinds=kinds)
+def test_hidden_channels_fade_with_all_that_they_own(kinds: tuple[str, ...], policy: str) -> None:
+    model, lhspg = begun(Schedule(1, 2, 3, policy), kinds=kinds)
     trained(model, lhspg, 9)
     want = logits(model)
     got = logits(sliced(model, lhspg.removed))
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
-def test_bfloat16_weights_end_at_exactly_zero() -> None:
-    model, lhspg = begun(Schedule(0, 1, 7), dtype=torch.bfloat16)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_bfloat16_weights_end_at_exactly_zero(policy: str) -> None:
+    model, lhspg = begun(Schedule(0, 1, 7, policy), dtype=torch.bfloat16)
     trained(model, lhspg, 9)
     for group in map(lhspg.chosen.__getitem__, lhspg.removed):
         for structure in lhspg.removed[group.name]:
@@ -162,6 +168,57 @@ def test_what_fades_goes_down_by_the_paper_s_factor() -> None:
     assert not base[:, gone].any() and not lora[:, gone].any()
 
 
+def test_a_gate_waits_where_the_loss_wants_its_structure_back() -> None:
+    """Of two channels one lowers the loss and one raises it; where nothing says so the gate follows the ramp."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.ones(3, 2))
+        model[1].weight.copy_(torch.tensor([[1.0, -1.0, 0.0]]))
+    gates = Gates(model, [("1", "ffn", torch.tensor([[0], [1], [2]]))], {"ffn": 3, "hidden": 1}, 8)
+    gone = {"ffn": torch.ones(3), "hidden": torch.ones(1)}
+    for left in range(8, 0, -1):
+        model(torch.ones(4, 2)).mean().backward()  # channel 0 raises it, channel 1 lowers it, channel 2 does neither
+        before = gates.values["ffn"].clone()
+        gone = {name: gone[name] * factor for name, factor in gates.step(left).items()}
+        if left > 1:
+            assert gates.values["ffn"][0] < before[0] or before[0] == 0
+            assert gates.values["ffn"][1] == 1
+            torch.testing.assert_close(gates.values["ffn"][2], torch.tensor((left - 1) / 8))
+        torch.testing.assert_close(gone, gates.values)
+    assert not any(map(torch.any, gates.values.values()))
+    gates.close()
+    model(torch.ones(4, 2)).mean().backward()
+    assert not gates._moments["ffn"].any()
+
+
+def test_the_gradient_of_a_gate_is_that_of_the_loss() -> None:
+    """Against a difference quotient over what all readers of a structure, adapters too, see of it."""
+    model, lhspg = begun(Schedule(0, 1, 4, "half-space"), Settings(compensate=False), kinds=("ffn",))
+    lhspg(0)
+    assert lhspg._gates
+    rows = batches(1)[0]["input_ids"]
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(input_ids=rows).logits.flatten(0, 1), rows.flatten())
+
+    loss().backward()
+    name = f"{PREFIX}model.layers.1.mlp.ffn"
+    found = lhspg._gates._moments[name]
+    layer = model.get_submodule(f"{PREFIX}model.layers.1.mlp.down_proj")
+    for place in (0, len(found) // 2):
+        column = lhspg.removed[name][place]
+        losses = []
+        for scale in (1.01, 0.99):
+            before = layer.base_layer.weight.detach().clone(), layer.lora_A.default.weight.detach().clone()
+            with torch.no_grad():
+                layer.base_layer.weight[:, column] *= scale
+                layer.lora_A.default.weight[:, column] *= scale
+                losses.append(loss().item())
+                layer.base_layer.weight.copy_(before[0])
+                layer.lora_A.default.weight.copy_(before[1])
+        assert found[place].item() == pytest.approx((losses[0] - losses[1]) / 0.02, rel=0.02, abs=2e-4)
+
+
 def test_the_optimizer_cannot_bring_back_what_is_gone() -> None:
     model, lhspg = begun(Schedule(0, 1, 1), kinds=("ffn",))
     lhspg(0)
@@ -221,12 +278,16 @@ def test_compile_slices_what_was_trained(
         lhspg=0.5,
         periods=2,
         warm_up=0.2,
+        policy="half-space" if per_layer else "decay",
         adapter=adapter,
         per_layer=per_layer,
         prune=prune,
     )
     record = result.report["training"]
-    assert record["steps"] == 12 and record["lhspg"] == {"warm_up": 1, "periods": 2, "length": 2}
+    assert record["steps"] == 12 and record["lhspg"] == {
+        **{"warm_up": 1, "periods": 2, "length": 2},
+        "policy": "half-space" if per_layer else "decay",
+    }
     small = result.model if adapter == "merge" else PeftModel.from_pretrained(result.model, result.folder / "adapter")
     want, got = logits(held[0]), logits(small)
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
@@ -241,6 +302,7 @@ def test_compile_slices_what_was_trained(
     [
         ({"lhspg": 1.0}, "lhspg is 1; it is a share of the tokens, 0 or more and under 1"),
         ({"lhspg": 0.5, "periods": 0}, "periods is 0; LHSPG has 1 or more"),
+        ({"lhspg": 0.5, "policy": "jump"}, "policy is jump; there are decay, half-space"),
         ({"lhspg": 0.5, "warm_up": -0.5}, "warm_up is -0.5; it is a share of LHSPG's steps, 0 or more and under 1"),
         (
             {"lhspg": 0.5, "periods": 9},

@@ -2,8 +2,9 @@
 
 LoRA Half-Space Projected Gradient (arXiv 2310.18356, section 3.3) minimises the loss over the adapters subject to K
 structures being neutral. After a warm-up the least salient ones join the redundant set, K/P at the start of each of P
-periods, and in every step the adapters take their optimizer step and the redundant structures shrink. Here by the *decay*
-policy: at step t of T what a structure is read with goes down by (T-t-1)/(T-t), a straight ramp that ends at exactly zero.
+periods, and in every step the adapters take their optimizer step and the redundant structures shrink: by the *decay*
+policy at step t of T by the factor (T-t-1)/(T-t), a straight ramp that ends at exactly zero; by the *half-space* policy each
+through a gate of its own (`gates.py`).
 
 What fades is what linear maps read a structure with: columns of the base weight and of ``lora_A`` together, hidden channels
 with all that they own. With compensation the columns that stay go, by the same ramp, to what least squares gives for a map
@@ -16,25 +17,31 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .allocate import GroupLike
+from .gates import Gates
 from .scores import owned
 from .surgery import Settings, Surgeon, units
 from .walk import Batch
 
 __all__ = ["Lhspg", "Schedule"]
 
-Place = tuple[str, int, Tensor]
-"""A parameter, a dim of it, and indices along that."""
+POLICIES = ("decay", "half-space")
+Place = tuple[str, int, Tensor, str]
+"""A parameter, a dim of it, indices along that, and the group whose structures they are."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Training steps: of the warm-up, and of each of the periods that follow it."""
+    """Training steps: of the warm-up, and of each of the periods that follow it; and how structures fade in them."""
 
     warm_up: int
     periods: int
     length: int
+    policy: str = "decay"
+    """One of ``POLICIES``."""
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy {self.policy!r} is none of {', '.join(POLICIES)}")
         if self.warm_up < 0 or self.periods < 1 or self.length < 1:
             raise ValueError(f"no schedule has {self.periods} periods of {self.length} steps after {self.warm_up}")
 
@@ -72,14 +79,15 @@ class Lhspg:
         """What each trained weight gains in a step of this period, beside what the optimizer does."""
         self._fading: list[Place] = []
         self._dead: list[Place] = []
-        """What fades, and what stays at zero, of the trained weights."""
+        """What fades beside what goes to its goal, and what stays at zero, of the trained weights."""
+        self._gates: Gates | None = None
 
     def __call__(self, step: int) -> None:
         """After so many steps; 0: before the first."""
         at, length = step - self.schedule.warm_up, self.schedule.length
         if 0 < at <= self.schedule.periods * length:
             self._shrink(length - (at - 1) % length)
-        for name, dim, index in self._dead:
+        for name, dim, index, _ in self._dead:
             self._value(name).index_fill_(dim, index, 0)
         if at in range(0, self.schedule.periods * length + 1, length):
             self._end()
@@ -105,19 +113,46 @@ class Lhspg:
         for module in training:
             module.training = True
         self.changed |= set(self._goals)
-        self._fading = [place for place in self._read(surgeon) if place[0] in self._gains]
-        for name, dim, index in self._fading:
-            self._gains[name].index_fill_(dim, index, 0)
+        self._fading = list(self._read(surgeon))
+        if self.schedule.policy == "decay":  # the goals of frozen weights are zero there already
+            self._fading = [place for place in self._fading if place[0] in self._gains]
+        else:
+            self._gates = self._gated(surgeon)
+        for name, dim, index, _ in self._fading:
+            if name in self._gains:
+                self._gains[name].index_fill_(dim, index, 0)
 
     def _shrink(self, left: int) -> None:
         """One step, the first of so many that are left of the period."""
+        factors = self._gates.step(left) if self._gates else {}
+        frozen = [place for place in self._fading if place[0] in self._goals]
+        before = [self._value(name).index_select(dim, index) for name, dim, index, _ in frozen]
         for name, goal in self._goals.items():
             self._value(name).lerp_(goal, 1 / left)  # each step the same way, and the last one ends at the goal itself
         for name, gain in self._gains.items():
             self._value(name).add_(gain)
-        for name, dim, index in self._fading:
-            value = self._value(name)
-            value.index_copy_(dim, index, value.index_select(dim, index) * ((left - 1) / left))
+        for (name, dim, index, _), value in zip(frozen, before, strict=True):
+            self._value(name).index_copy_(dim, index, value)
+        for name, dim, index, group in self._fading:
+            value, factor = self._value(name), factors.get(group)
+            part = value.index_select(dim, index)
+            if factor is None:
+                part *= (left - 1) / left
+            else:
+                wide = factor.repeat_interleave(len(index) // len(factor)).to(part)
+                part *= wide.view([-1 if d == dim else 1 for d in range(part.dim())])
+            value.index_copy_(dim, index, part)
+
+    def _gated(self, surgeon: Surgeon) -> Gates:
+        """A gate for each structure that goes; frozen maps watch, since what is trained beside them reads the same."""
+        sizes = {name: len(indices) for name, indices in self.removed.items() if indices}
+        readers = [
+            (path, group.name, columns[self.removed[group.name]])
+            for path, job in surgeon.jobs.items()
+            for group, columns in zip(job.groups, job.columns, strict=True)
+            if group.name in sizes and not self.model.get_parameter(f"{path}.weight").requires_grad
+        ]
+        return Gates(self.model, readers, sizes, self.schedule.length)
 
     def _read(self, surgeon: Surgeon) -> Iterator[Place]:
         """What the redundant structures are read with: columns of consumers, and all that groups in front own."""
@@ -129,15 +164,17 @@ class Lhspg:
 
     def _end(self) -> None:
         """What faded is gone: zero wherever it owns a weight, and kept there."""
-        self._fading, self._goals, self._gains = [], {}, {}
+        if self._gates:
+            self._gates.close()
+        self._fading, self._goals, self._gains, self._gates = [], {}, {}, None
         gone = [self._place(self.chosen[name], *slot) for name in self.removed for slot in self.chosen[name].slots]
-        for name, dim, index in gone:
+        for name, dim, index, _ in gone:
             self._value(name).index_fill_(dim, index, 0)
         self._dead = [place for place in gone if self.model.get_parameter(place[0]).requires_grad]
 
     def _place(self, group: GroupLike, name: str, dim: int) -> Place:
         index = owned(group, name, dim)[self.removed[group.name]].flatten()
-        return name, dim, index.to(self._value(name).device)
+        return name, dim, index.to(self._value(name).device), group.name
 
     def _value(self, name: str) -> Tensor:
         return self.model.get_parameter(name).data
