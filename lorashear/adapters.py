@@ -21,6 +21,9 @@ from torch.utils import _pytree as pytree
 from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
 
+_OWN = ("lora_", "modules_to_save.", "original_module.")
+"""What peft's own parts of a wrapped module are called."""
+
 
 def holds(model: torch.nn.Module) -> bool:
     """Whether peft has put adapters into a model."""
@@ -104,12 +107,36 @@ def merged(model: Any) -> torch.nn.Module:
         raise LorashearError(f"peft cannot merge these adapters into weights: {str(error).splitlines()[0]}") from error
 
 
-def carrying(model: torch.nn.Module, folder: str | Path) -> torch.nn.Module:
-    """The model as a PeftModel with an adapter that was saved."""
+def carrying(model: torch.nn.Module, folder: str | Path, *, trainable: bool = False) -> torch.nn.Module:
+    """The model as a PeftModel with an adapter that was saved, in eval mode."""
     from peft import PeftModel
 
     with quiet():
-        return PeftModel.from_pretrained(model, folder)  # type: ignore[arg-type]
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable).eval()  # type: ignore[arg-type]
+
+
+def save_apart(model: Any, folder: Path, lora: Path) -> Path:
+    """Save the model under a PeftModel, which stays as it is, into ``folder``, and its adapter where is returned.
+
+    Raises:
+        LorashearError: it has not exactly one adapter, or that is merged into the weights.
+    """
+    names = list(model.peft_config)
+    if len(names) != 1:
+        raise LorashearError(f"the PeftModel has adapters {', '.join(names)}; compile takes a model with one")
+    if any(layer.merged_adapters for _, layer in adapter_layers(model)):
+        raise LorashearError(
+            "the adapter is merged into the weights: call unmerge_adapter(), or pass merge_and_unload()"
+        )
+    plain = model.get_base_model()
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in plain.state_dict().items()
+        if not any(f".{part}" in name for part in _OWN)
+    }
+    plain.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(lora)
+    return lora if names == ["default"] else lora / names[0]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from lorashear import knowledge
 from lorashear.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
+from lorashear.lora import Adapter
 from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
 from lorashear.run import Run
@@ -25,21 +26,20 @@ from lorashear_passes.oneshot import Outcome, compress
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and what LHSPG trained."""
+    """What was chosen, and how LHSPG trained, for the report."""
 
     outcome: Outcome
     adapter: Path | None = None
-    """What was trained beside the dense model's weights, before they are cut."""
+    """What stands beside the dense model's weights before they are cut: what was trained, or what belongs to it."""
     record: dict[str, Any] | None = None
-    """How, for the report."""
 
 
 def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     """Rank and remove, by the settings of the run.
 
     Args:
-        dense: the model, used up where LHSPG trains it.
-        contents: its `Checkpoint.contents`.
+        dense: the model.
+        contents: what its weights are known by, and an adapter's that belongs to it.
 
     Raises:
         LorashearError: nothing can be pruned, the ratio is out of reach, or training fails.
@@ -48,13 +48,12 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     with run.stage("prune"):
         outcome = _one_shot(run, groups, dense, contents)
     if not settings.lhspg or windows is None:
-        return Choice(outcome)
+        return Choice(outcome, run.lora)
     with run.stage("transfer"):
-        teacher = run.model() if settings.distill else None
         adapter = run.scratch / "transfer"
         moved = transfer(
-            dense,
-            teacher,
+            run.learner(),
+            dense if settings.distill else None,
             outcome.split.widths,
             run.batches(dense, windows.calibration),
             windows.training,
@@ -91,9 +90,12 @@ def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:
 
 
 def replacements(
-    source: Checkpoint, storage: Storage, groups: Groups, plan: Plan, outcome: Outcome
+    source: Checkpoint, storage: Storage, groups: Groups, plan: Plan, outcome: Outcome, less: Adapter | None = None
 ) -> dict[str, np.ndarray]:
-    """The refitted weights as they will be stored, by their names on disk."""
+    """The refitted weights as they will be stored, by their names on disk.
+
+    ``less`` is an adapter that was merged into them and will be added again.
+    """
     result: dict[str, np.ndarray] = {}
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
     for name, part in storage.parts.items():
@@ -101,6 +103,8 @@ def replacements(
         if parameter not in outcome.weights or name not in source.tensors or plan.names.get(name, name) is None:
             continue
         weight = take(part, outcome.weights[parameter].detach().cpu())
+        if less is not None and name in less.adapted:
+            weight = weight - torch.from_numpy(less.added(name, *map(np.arange, weight.shape)))
         small = cut_tensor(weight, plan.tensors[name]) if name in plan.tensors else weight
         small = small.to(dtypes[source.tensors[name].dtype]).contiguous()
         result[name] = (

@@ -64,6 +64,7 @@ def compile_(
     ratio: Annotated[float, typer.Option(help="share of all parameters to remove")],
     out: Annotated[Path, typer.Option(help="result folder")],
     text: Annotated[list[Path] | None, typer.Option(help=".txt, .jsonl or .parquet to calibrate on")] = None,
+    lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
     tokens: Annotated[
         int | None, typer.Option(help="of the text to train on after pruning, again and again where it is short")
@@ -114,6 +115,7 @@ def compile_(
             ratio,
             out,
             text=list(text or ()),
+            lora=lora,
             one_shot=one_shot,
             tokens=tokens,
             lhspg=lhspg,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import checkpoint, evaluate, models, recovery, report, results
+from lorashear import adapters, checkpoint, evaluate, models, recovery, report, results
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
 from lorashear.choosing import Choice, choose, replacements
 from lorashear.config import Settings
@@ -65,6 +65,7 @@ def compile(
     out: str | Path | None = None,
     *,
     text: Sequence[str | Path] | str | Path = (),
+    lora: str | Path | None = None,
     tokenizer: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -77,9 +78,10 @@ def compile(
     """Make a model smaller by ``ratio`` of its parameters and write it to the folder ``out``.
 
     Args:
-        model: a folder, a hub id, or a transformers model (then ``tokenizer`` is needed to use text).
+        model: a folder, a hub id, or a transformers model or PeftModel (then ``tokenizer`` is needed to use text).
         out: the result folder; a temporary one where it is left out.
         text: .txt, .jsonl or .parquet files to calibrate on; without text structures are ranked by magnitude.
+        lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
         say, progress: called with a line for each stage, and with (stage, done, total).
         settings: see `lorashear.config.Settings`.
@@ -96,27 +98,37 @@ def compile(
         raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
     with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         if isinstance(model, torch.nn.Module):
-            folder, name = _saved(model, tokenizer, Path(scratch) / "given"), type(model).__name__
+            folder, name = Path(scratch) / "given", type(model).__name__
+            lora = _saved(model, tokenizer, folder) or lora
         else:
             folder = checkpoint.resolve(model, revision)
             name = str(model) if not Path(model).exists() else Path(model).resolve().name
         target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
         source = checkpoint.Checkpoint.open(folder)
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
-        run = Run(source, name, wanted, Stages(say, progress), Path(scratch), trust_remote_code)
+        own = Path(lora) if lora is not None else None
+        run = Run(source, name, wanted, Stages(say, progress), Path(scratch), trust_remote_code, own)
         return _compile(run, target, texts, overwrite, estimated)
 
 
-def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path:
-    """A module given in memory, as a folder."""
-    if not isinstance(model, PreTrainedModel):
+def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path | None:
+    """Write a module given in memory into a folder; the folder of its adapter, where it has one."""
+    lora = None
+    if adapters.holds(model) and not isinstance(model, PreTrainedModel):
+        lora = adapters.save_apart(model, folder, folder.with_name("adapter"))
+    elif adapters.holds(model):
+        raise LorashearError(
+            f"{type(model).__name__} carries adapters that were put on by add_adapter: pass a PeftModel instead"
+        )
+    elif isinstance(model, PreTrainedModel):
+        model.save_pretrained(folder)
+    else:
         raise LorashearError(
             f"compile takes a folder, a hub id or a transformers model, and {type(model).__name__} is none"
         )
-    model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    return folder
+    return lora
 
 
 def _compile(
@@ -136,6 +148,9 @@ def _compile(
         storage.check(source, twin)
         source.check_finite()
         contents = source.contents()
+        given = recovery.opened(run.lora, source, twin) if run.lora else None
+        if given:
+            given.check_mergeable()
         run = replaced(run, windows=read_windows(source.folder, config, texts, settings) if texts else None)
     with stage("capture"):
         graph = models.captured(twin)
@@ -146,17 +161,16 @@ def _compile(
     with stage("group"):
         groups = models.expressible(group(typed), config, twin)
         stage.made("groups", lambda: report.table(groups))
-    dense = run.model()
+    dense = run.dense()
     judged = {"before": run.judged(dense)}
-    choice = choose(run, groups, dense, contents)
-    after_cut = (
-        settings.tokens is not None and choice.adapter is None
-    )  # what was cut is trained, not the other way round
+    choice = choose(run, groups, dense, contents + (given.contents() if given else ""))
+    after_cut = settings.tokens is not None and choice.record is None  # else what was trained is cut
     teacher = dense if after_cut and settings.distill else None
     del dense
     with stage("plan"):
         plan = lower(source, twin, groups, choice.outcome.removed, _recorded(run))
-        replace = replacements(source, storage, groups, plan, choice.outcome)
+        less = given if choice.record is None else None  # LHSPG's weights never had it
+        replace = replacements(source, storage, groups, plan, choice.outcome, less)
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = replaced(plan, changed=changed, contents=contents)
         stage.made("plan", plan.to_json)
@@ -165,10 +179,11 @@ def _compile(
         pruned, trained = folder / "pruned" if after_cut else folder, choice.record
         with stage("slice"):
             pruned.mkdir(exist_ok=True)
-            plan = _sliced(run, plan, choice, replace, twin, pruned)
+            merge = settings.adapter == "merge" and not after_cut
+            plan = _sliced(run, plan, choice, replace, twin, pruned, merge=merge)
         if after_cut and run.windows is not None:
             with stage("train"):
-                small = run.model(pruned)
+                small = run.learner(pruned)
                 judged["pruned"] = run.judged(small)
                 shown = partial(stage.progress, "train")
                 adapter = run.scratch / "adapter"
@@ -178,7 +193,7 @@ def _compile(
                 plan = recovery.write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
                 shutil.rmtree(pruned)
         with stage("evaluate"):
-            judged["after"] = run.judged(run.model(folder)) if run.windows else None
+            judged["after"] = run.judged(run.pruned(folder)) if run.windows else None
         content = results.content(run, storage, groups, choice, plan, folder, judged, trained)
         (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
         write_json(folder / "lorashear" / "report.json", content)
@@ -192,16 +207,18 @@ def _sliced(
     replace: Mapping[str, np.ndarray],
     twin: PreTrainedModel,
     folder: Path,
+    *,
+    merge: bool,
 ) -> Plan:
-    """Write what the plan makes of the source, and of what LHSPG made of it; the plan with all hashes."""
+    """Write what the plan makes of the source, and of what stands beside it; the plan with all hashes."""
     trained = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
-    merge = run.settings.adapter == "merge"
     wanted = wanted_slice(plan, run.source, replace=replace, merged=trained if merge else None)
     kept = None if merge else trained
     write_folder(plan, wanted, folder, kept=kept, progress=partial(run.stage.progress, "slice"))
     if trained is None or choice.adapter is None:
         return plan
-    shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / LOG)
+    if choice.record is not None:
+        shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / LOG)
     left = {name: plan.names.get(name, name) for name in trained.adapted}
     return recovery.noted(plan, folder, {n: new for n, new in left.items() if new is not None}) if merge else plan
 

@@ -20,6 +20,7 @@ from lorashear.slicing import Slice, write_slice
 from lorashear_ir.groups import TensorCut
 
 MODELING_FILE = "modeling_lorashear.py"
+BESIDE = "adapter"  # the folder, in a result, of an adapter that is kept
 TAKEN_ALONG = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -77,7 +78,7 @@ def write_folder(
 ) -> None:
     """Write everything that a result holds into a folder that is empty, or holds what a journal says.
 
-    An adapter that is ``kept`` goes into the folder ``adapter`` in it, cut as its base is.
+    An adapter that is ``kept`` goes into the folder `BESIDE` in it, cut as its base is.
 
     Raises:
         LorashearError: a tensor cannot be read or written.
@@ -92,7 +93,7 @@ def write_folder(
     own.mkdir(exist_ok=True)
     plan.save(own / "plan.json")
     if kept is not None:
-        write_adapter(kept, plan.tensors, folder / "adapter")
+        write_adapter(kept, plan.tensors, folder / BESIDE)
 
 
 def write_adapter(adapter: Adapter, cuts: Mapping[str, TensorCut], folder: Path) -> None:

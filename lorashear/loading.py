@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from lorashear import adapters, checkpoint
+from lorashear import checkpoint
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 
@@ -28,14 +28,9 @@ def load(model: str | Path, *, revision: str | None = None) -> torch.nn.Module:
 
 
 def working_copy(folder: Path, *, settings: Settings, trust_remote_code: bool = False) -> torch.nn.Module:
-    """The model to compute with, in memory and in eval mode: on a CPU in float32, which it is fast in.
-
-    An adapter that lies beside a result (``adapter``) is put on.
-    """
+    """The model to compute with, in memory and in eval mode: on a CPU in float32, which it is fast in."""
     dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    if (folder / "adapter").is_dir():
-        model = adapters.carrying(model, folder / "adapter")
     return model.eval().to(settings.device)  # pyright: ignore
 
 

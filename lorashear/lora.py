@@ -73,6 +73,10 @@ class Adapter:
         held = Checkpoint(folder, config, tensors_of(folder / WEIGHTS))
         return cls(folder, config, held, _adapted(folder, config, held, base, names or {}))
 
+    def contents(self) -> str:
+        """A hash of all that it adds."""
+        return self.held.digest() + self.held.contents()
+
     def check_mergeable(self) -> None:
         """Raises LorashearError where the adapter is more than a product of two matrices."""
         if self.config.get("use_dora"):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lorashear import models, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
-from lorashear.folder import write_adapter, write_folder
+from lorashear.folder import BESIDE, write_adapter, write_folder
 from lorashear.lora import Adapter
 from lorashear.plans import Plan
 from lorashear.slicing import Slice
@@ -24,17 +24,17 @@ from lorashear.training import LOG
 
 
 def recover(
-    model: torch.nn.Module,
+    model: Any,
     teacher: torch.nn.Module | None,
     windows: torch.Tensor,
     settings: Settings,
     adapter: Path,
     shown: training.Shown,
 ) -> dict[str, Any]:
-    """Train a LoRA adapter of a pruned model and save it into the folder ``adapter``, with a log of its steps.
+    """Train the LoRA adapter of a pruned model and save it into the folder ``adapter``, with a log of its steps.
 
     Args:
-        model: changed in place: it carries the adapter afterwards.
+        model: the PeftModel.
         teacher: the dense model to stay close to.
         windows: token ids to train on, int64 [windows, length].
         shown: called with the steps done, and the steps.
@@ -43,13 +43,12 @@ def recover(
         What was done, for the report.
 
     Raises:
-        LorashearError: the model has no linear map, or the loss stops being a number.
+        LorashearError: the loss stops being a number.
     """
     recipe = training.recipe(settings, model, windows.shape[1])
-    carrying = training.adapted(model, rank=recipe.rank, seed=settings.seed)
     with training.logged(adapter, recipe.steps, shown) as stepped:
-        training.train(carrying, windows, recipe, teacher=teacher, stepped=stepped)
-    carrying.save_pretrained(adapter)
+        training.train(model, windows, recipe, teacher=teacher, stepped=stepped)
+    model.save_pretrained(adapter)
     return training.record(recipe, windows)
 
 
@@ -74,7 +73,7 @@ def write(
     if merge:
         source = {new: name for name, new in plan.names.items() if new is not None}
         return noted(plan, folder, {source.get(name, name): name for name in found.adapted})
-    write_adapter(found, {}, folder / "adapter")
+    write_adapter(found, {}, folder / BESIDE)
     return plan
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from lorashear import evaluate
+from lorashear import adapters, evaluate, training
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
+from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.stages import Stages
 from lorashear_passes.surgery import Settings as Surgery
@@ -20,7 +21,8 @@ from lorashear_passes.walk import Batch
 
 @dataclass(frozen=True)
 class Run:
-    """``scratch`` is a folder for files that are gone at the end; ``windows`` is None without text."""
+    """``scratch`` is a folder for files that are gone at the end; ``windows`` is None without text; ``lora`` is the folder
+    of an adapter that belongs to the model."""
 
     source: Checkpoint
     name: str
@@ -28,6 +30,7 @@ class Run:
     stage: Stages
     scratch: Path
     trust_remote_code: bool
+    lora: Path | None = None
     windows: Windows | None = None
 
     @property
@@ -40,10 +43,26 @@ class Run:
         """How structures are ranked, and the rest refitted."""
         return Surgery(self.criterion, self.settings.compensate, seed=self.settings.seed)
 
-    def model(self, folder: Path | None = None) -> Any:
-        """The model in a folder, by default the dense one, to compute with."""
-        where = folder or self.source.folder
-        return working_copy(where, settings=self.settings, trust_remote_code=self.trust_remote_code)
+    def dense(self) -> Any:
+        """The dense model, to compute with; an adapter that belongs to it is merged."""
+        base, lora = self._base(self.source.folder), self.lora
+        return adapters.merged(adapters.carrying(base, lora)) if lora else base
+
+    def pruned(self, folder: Path) -> Any:
+        """A result, to compute with; an adapter that lies beside it is put on."""
+        base, lora = self._base(folder), folder / BESIDE
+        return adapters.carrying(base, lora) if lora.is_dir() else base
+
+    def learner(self, folder: Path | None = None) -> Any:
+        """A result, or the dense model, with an adapter to train: the one that it has, or a fresh one."""
+        lora = folder / BESIDE if folder else self.lora
+        base = self._base(folder or self.source.folder)
+        if lora and lora.is_dir():
+            return adapters.carrying(base, lora, trainable=True)
+        return training.adapted(base, rank=self.settings.rank, seed=self.settings.seed)
+
+    def _base(self, folder: Path) -> Any:
+        return working_copy(folder, settings=self.settings, trust_remote_code=self.trust_remote_code)
 
     def batches(self, model: Any, windows: torch.Tensor) -> list[Batch]:
         """Windows as arguments of the model's forward."""

@@ -66,11 +66,12 @@ LOG = "training.jsonl"
 
 
 def recipe(settings: Settings, model: Any, length: int) -> Recipe:
-    """How a model is trained on the tokens that the settings say, in windows of ``length`` tokens."""
+    """How a PeftModel is trained on the tokens that the settings say, in windows of ``length`` tokens."""
     assert settings.tokens is not None
     rate = settings.learning_rate or default_rate(model.get_input_embeddings().weight.shape[1])
     steps = max(1, round(settings.tokens / (BATCH * length)))
-    return Recipe(steps, rate, rank=settings.rank, distill=settings.distill, seed=settings.seed)
+    ranks = [config.r for config in model.peft_config.values()]
+    return Recipe(steps, rate, rank=max(ranks), distill=settings.distill, seed=settings.seed)
 
 
 def record(recipe: Recipe, windows: Tensor) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Transferred:
 
 
 def transfer(
-    model: torch.nn.Module,
+    model: Any,
     teacher: torch.nn.Module | None,
     widths: Mapping[str, int],
     calibration: Sequence[Batch],
@@ -42,26 +42,23 @@ def transfer(
     adapter: Path,
     shown: Shown,
 ) -> Transferred:
-    """Train an adapter of the dense model while its groups fade to ``widths``, and save it into the folder ``adapter``.
+    """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the folder ``adapter``.
 
     Args:
-        model: changed in place: it carries the adapter, and what has faded is zero.
-        teacher: another copy of it, to stay close to.
+        model: the PeftModel, changed in place: what has faded is zero.
+        teacher: another copy of the model, to stay close to.
         widths: units kept, by group.
         calibration: batches that rank and refit at the start of each period.
         windows: token ids to train on, int64 [windows, length].
         shown: called with the steps done, and the steps.
 
     Raises:
-        LorashearError: the model has no linear map, an adapter does not reach a group, or the loss stops being a number.
+        LorashearError: the adapter does not reach a group, or the loss stops being a number.
     """
     recipe = training.recipe(settings, model, windows.shape[1])
     schedule = _schedule(settings, recipe.steps)
-    carrying = training.adapted(model, rank=recipe.rank, seed=settings.seed)
-    chosen = _reached(carrying, widths)
-    lhspg = Lhspg(
-        carrying, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery
-    )
+    chosen = _reached(model, widths)
+    lhspg = Lhspg(model, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery)
     lhspg(0)
     with logged(adapter, recipe.steps, shown) as log:
 
@@ -69,9 +66,9 @@ def transfer(
             lhspg(step.step)
             log(step)
 
-        training.train(carrying, windows, recipe, teacher=teacher, stepped=stepped)
-    carrying.save_pretrained(adapter)
-    weights = {_plain(name): carrying.get_parameter(name).data for name in lhspg.changed}
+        training.train(model, windows, recipe, teacher=teacher, stepped=stepped)
+    model.save_pretrained(adapter)
+    weights = {_plain(name): model.get_parameter(name).data for name in lhspg.changed}
     removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
     record = training.record(recipe, windows) | {"lhspg": asdict(schedule)}
     return Transferred(removed, weights, record)

@@ -322,15 +322,11 @@ def test_a_request_that_makes_no_sense(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_adapters_that_reach_nothing_that_is_pruned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def elsewhere(model: Any, **_: Any) -> Any:
-        return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-
-    monkeypatch.setattr(training, "adapted", elsewhere)
+def test_adapters_that_reach_nothing_that_is_pruned(folder: Path) -> None:
     settings = config.Settings(ratio=0.3, tokens=3000, lhspg=0.5)
     with pytest.raises(lorashear.LorashearError, match="no adapter reaches model.layers.0.mlp.ffn or any other group"):
         transfer(
-            random_llama("tied"),
+            get_peft_model(random_llama("tied"), LoraConfig(r=2, target_modules=["q_proj"])),
             None,
             {"model.layers.0.mlp.ffn": 3},
             batches(),
