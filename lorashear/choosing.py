@@ -38,6 +38,7 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     """Rank and remove, by the settings of the run.
 
     Args:
+        groups: with the prices that the ratio is counted in.
         dense: the model.
         contents: what its weights are known by, and an adapter's that belongs to it.
 
@@ -86,7 +87,9 @@ def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:
             progress=run.stage.progress,
         )
     except Unreachable as error:
-        raise LorashearError(str(error)) from error
+        raise LorashearError(
+            f"cannot remove {error.ratio:.2%} of the {settings.cost}: {error.largest:.2%} at most, held back by {error.limit}"
+        ) from error
 
 
 def replacements(

@@ -61,7 +61,7 @@ def _sentence(error: Exception) -> str | None:
 @app.command("compile")
 def compile_(
     model: Model,
-    ratio: Annotated[float, typer.Option(help="share of all parameters to remove")],
+    ratio: Annotated[float, typer.Option(help="share to remove of all parameters, or of another cost")],
     out: Annotated[Path, typer.Option(help="result folder")],
     text: Annotated[list[Path] | None, typer.Option(help=".txt, .jsonl or .parquet to calibrate on")] = None,
     lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
@@ -69,6 +69,9 @@ def compile_(
     tokens: Annotated[
         int | None, typer.Option(help="of the text to train on after pruning, again and again where it is short")
     ] = None,
+    cost: Annotated[
+        str, typer.Option(help="what the ratio is of: parameters, bytes, flops or latency, the last two a token")
+    ] = "parameters",
     per_layer: Annotated[bool, typer.Option("--per-layer", help="let widths differ between layers")] = False,
     prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
     round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
@@ -126,6 +129,7 @@ def compile_(
             rank=rank,
             distill=distill,
             adapter=adapter,
+            cost=cost,
             per_layer=per_layer,
             prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
             round_to=round_to,
@@ -147,7 +151,9 @@ def compile_(
         print(json.dumps(report, indent=2))
         return
     parameters, perplexity = report["parameters"], report["perplexity"]
-    print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({report['ratio']['reached']:.2%} removed)")
+    gone = 1 - parameters["after"] / parameters["before"]
+    also = f", and {report['ratio']['reached']:.2%} of the {cost}" if cost != "parameters" else ""
+    print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({gone:.2%} removed{also})")
     if perplexity:
         steps = [f"{perplexity[name]:.3f}" for name in ("before", "pruned", "after") if name in perplexity]
         print(f"perplexity {' → '.join(steps)} ({perplexity['data']})")

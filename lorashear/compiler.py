@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, evaluate, models, recovery, report, results
+from lorashear import adapters, checkpoint, evaluate, models, prices, recovery, report, results
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
 from lorashear.choosing import Choice, choose, replacements
 from lorashear.config import Settings
@@ -75,7 +75,7 @@ def compile(
     progress: Progress | None = None,
     **settings: Any,
 ) -> CompileResult:
-    """Make a model smaller by ``ratio`` of its parameters and write it to the folder ``out``.
+    """Make a model smaller by ``ratio`` of its parameters, or of another ``cost``, and write it to the folder ``out``.
 
     Args:
         model: a folder, a hub id, or a transformers model or PeftModel (then ``tokenizer`` is needed to use text).
@@ -161,9 +161,10 @@ def _compile(
     with stage("group"):
         groups = models.expressible(group(typed), config, twin)
         stage.made("groups", lambda: report.table(groups))
+    counted = prices.priced(groups, settings, source, storage)
     dense = run.dense()
     judged = {"before": run.judged(dense)}
-    choice = choose(run, groups, dense, contents + (given.contents() if given else ""))
+    choice = choose(run, counted, dense, contents + (given.contents() if given else ""))
     after_cut = settings.tokens is not None and choice.record is None  # else what was trained is cut
     teacher = dense if after_cut and settings.distill else None
     del dense
@@ -194,7 +195,7 @@ def _compile(
                 shutil.rmtree(pruned)
         with stage("evaluate"):
             judged["after"] = run.judged(run.pruned(folder)) if run.windows else None
-        content = results.content(run, storage, groups, choice, plan, folder, judged, trained)
+        content = results.content(run, storage, groups, counted, choice, plan, folder, judged, trained)
         (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
         write_json(folder / "lorashear" / "report.json", content)
     return CompileResult(target, plan, content)

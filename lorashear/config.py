@@ -10,6 +10,7 @@ KINDS = ("head", "query", "ffn", "hidden")
 CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 ADAPTER = ("merge", "keep")
 POLICIES = ("decay", "half-space")
+COSTS = ("parameters", "bytes", "flops", "latency")
 BATCH = 8
 """Windows a training step."""
 
@@ -23,6 +24,7 @@ class Settings:
     """
 
     ratio: float  # share of all parameters to remove, tied ones counted once
+    cost: str = "parameters"  # or the share of the bytes on disk, of the FLOPs or of the measured seconds a token
     one_shot: bool = False  # no training
     tokens: int | None = (
         None  # to train on, those of the text that nothing else uses, again and again where it is short
@@ -51,7 +53,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise LorashearError(f"ratio is {self.ratio:g}; it is the share of parameters to remove, between 0 and 1")
+            raise LorashearError(
+                f"ratio is {self.ratio:g}; it is the share of the {self.cost} to remove, between 0 and 1"
+            )
+        if self.cost not in COSTS:
+            raise LorashearError(f"cost is {self.cost}; there are {', '.join(COSTS)}")
         unknown = [kind for kind in self.prune if kind not in KINDS]
         if unknown or not self.prune:
             raise LorashearError(f"prune names {', '.join(unknown) or 'nothing'}; the kinds are {', '.join(KINDS)}")

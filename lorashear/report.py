@@ -60,7 +60,7 @@ def card(report: Mapping[str, Any], route: str) -> str:
     widths = "; ".join(f"{kind} {', '.join(sorted(found))}" for kind, found in kinds.items() if len(found) < 4)
     return CARD.format(
         name=report["model"],
-        share=report["ratio"]["reached"],
+        share=1 - report["parameters"]["after"] / report["parameters"]["before"],
         before=report["parameters"]["before"],
         after=report["parameters"]["after"],
         table=table.strip(),

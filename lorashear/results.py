@@ -25,16 +25,20 @@ def content(
     run: Run,
     storage: Storage,
     groups: Groups,
+    counted: Groups,
     choice: Choice,
     plan: Plan,
     folder: Path,
     judged: Mapping[str, Perplexity | None],
     trained: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The report of a run whose result lies in ``folder``."""
+    """The report of a run whose result lies in ``folder``; ``counted`` has the prices of what the ratio is of."""
     source, settings, windows, outcome = run.source, run.settings, run.windows, choice.outcome
     small = Checkpoint.open(folder)
     counts = [_count(source, storage, groups, {}), _count(small, storage, groups, plan.names)]
+    left = counts[1] / counts[0]
+    if settings.cost != "parameters":
+        left = counted.count(groups.widths(outcome.removed)) / counted.count()
     perplexity = None
     found = {name: each for name, each in judged.items() if each is not None}
     if found and windows is not None:
@@ -43,7 +47,7 @@ def content(
         perplexity = {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
     return {
         "model": run.name,
-        "ratio": {"asked": settings.ratio, "reached": 1 - counts[1] / counts[0]},
+        "ratio": {"asked": settings.ratio, "of": settings.cost, "reached": 1 - left},
         "parameters": {"before": counts[0], "after": counts[1]},
         "bytes": {"before": source.bytes, "after": small.bytes},
         "widths": layer_widths(groups, outcome.removed),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lorashear_ir.axes import Axis, Dim, Product, axes_of, size_with
@@ -134,9 +134,11 @@ class Groups(Mapping[str, Group]):
         norms: Collection[Norm],
         tied: Mapping[str, str],
         typed: Graph | None = None,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         self._groups = {group.name: group for group in groups}
         self.tensors, self.norms, self.tied, self.typed = tensors, tuple(norms), tied, typed
+        self._prices = prices
         self._choices: tuple[Choice, ...] | None = None
 
     def __getitem__(self, name: str) -> Group:
@@ -153,7 +155,19 @@ class Groups(Mapping[str, Group]):
     def only(self, kinds: Collection[str]) -> Groups:
         """The prunable groups of some kinds; `count` still counts the whole model."""
         chosen = [group for group in self.values() if group.prunable and group.kind in kinds]
-        return Groups(chosen, self.tensors, self.norms, self.tied, self.typed)
+        return Groups(chosen, self.tensors, self.norms, self.tied, self.typed, self._prices)
+
+    def priced(self, prices: Mapping[str, float]) -> Groups:
+        """The same, but `count` is what the parameters cost, rounded, and so is each group's ``parameters``.
+
+        ``prices`` has what one entry of each parameter costs, by name.
+        """
+        every = Groups(self._groups.values(), self.tensors, self.norms, self.tied, self.typed, prices)
+        whole = every.count()
+        for name, group in self.items():
+            step = whole - every.count({name: group.axis.size - 1})
+            every._groups[name] = replace(group, parameters=step // group.blocks)
+        return every
 
     def operators(self) -> tuple[Operator, ...]:
         """Every operator that meets weights, with all groups that it stands in, in the order of the program."""
@@ -187,7 +201,10 @@ class Groups(Mapping[str, Group]):
         For a query group that is the number of queries left for each KV head.
         """
         sizes = {self[name].axis.name: width for name, width in (widths or {}).items()}
-        return sum(math.prod(size_with(d, sizes) for d in dims) for dims in self.tensors.values())
+        counts = {name: math.prod(size_with(d, sizes) for d in dims) for name, dims in self.tensors.items()}
+        if self._prices is None:
+            return sum(counts.values())
+        return round(sum(self._prices[name] * count for name, count in counts.items()))
 
     def check(self, removed: Mapping[str, Collection[int]]) -> None:
         """Refuse a selection that no model can be made of.

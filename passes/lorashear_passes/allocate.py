@@ -59,7 +59,7 @@ class Unreachable(ValueError):
     """The ratio cannot be reached: ``.largest`` is the largest that can, ``.limit`` says what holds it back."""
 
     def __init__(self, ratio: float, largest: float, limit: str) -> None:
-        super().__init__(f"cannot remove {ratio:.2%} of the parameters: {largest:.2%} at most, held back by {limit}")
+        super().__init__(f"cannot remove {ratio:.2%}: {largest:.2%} at most, held back by {limit}")
         self.ratio, self.largest, self.limit = ratio, largest, limit
 
 
