@@ -3,7 +3,9 @@
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import pytest
 
 from lorashear_passes.allocate import Unreachable, allocate
@@ -107,20 +109,29 @@ def test_it_lands_at_or_past_the_ratio_by_less_than_a_step(kinds: str, round_to:
             )
 
 
-def test_few_families_are_solved_exactly() -> None:
-    shape = Shape(layers=2, ffn=20)
-    curves = shape.curves("head,ffn", 5)
-    widths = allocate(shape, curves, 0.2)
-    best = float("inf")
-    for heads in range(1, 5):
-        for ffn in range(1, 21):
-            at = {n: heads if shape[n].kind == "head" else ffn for n in curves}
-            if shape.count({}) - shape.count(at) >= 0.2 * shape.count({}):
-                damage = sum(curve[shape[n].size - at[n]] for n, curve in curves.items())
-                if damage < best:
-                    best = damage
-    # the landing contract may rule the very best out, never make it better
-    assert sum(curve[shape[n].size - widths[n]] for n, curve in curves.items()) >= best - 1e-9
+@pytest.mark.parametrize(("layers", "per_layer"), [(3, False), (1, True), (3, True)], ids=["few", "one", "many"])
+def test_no_choice_does_less_damage(layers: int, per_layer: bool) -> None:
+    """Against every choice there is; "many" goes through the knapsack, whose costs are rounded to 1/4000 of what goes."""
+    shape = Shape(layers=layers, ffn=12)
+    for seed in range(12):
+        curves, target = shape.curves("head,ffn", seed), 0.3 * shape.count({})
+        # By layer, or for all layers: what each pair of widths costs and damages.
+        options = list(product(range(4), range(12)))
+        parts = [[i] for i in range(layers)] if per_layer else [list(range(layers))]
+        costs, damages = [np.zeros(1)], [np.zeros(1)]
+        for part in parts:
+            cost = [
+                shape.count({}) - shape.count({f"{i}.head": 4 - h for i in part} | {f"{i}.ffn": 12 - f for i in part})
+                for h, f in options
+            ]
+            damage = [sum(curves[f"{i}.head"][h] + curves[f"{i}.ffn"][f] for i in part) for h, f in options]
+            costs.append(np.add.outer(costs[-1], cost).ravel())
+            damages.append(np.add.outer(damages[-1], damage).ravel())
+        best = damages[-1][costs[-1] >= target].min()
+        widths = allocate(shape, curves, 0.3, per_layer=per_layer)
+        found = sum(curve[shape[name].size - widths[name]] for name, curve in curves.items())
+        # What lands within a step of the ratio may not be what does the least damage of all that passes it.
+        assert best - 1e-9 <= found <= best * (1.001 if per_layer and layers > 1 else 1.0) + 1e-9, seed
 
 
 def test_what_costs_nothing_goes_first() -> None:
