@@ -111,7 +111,7 @@ def test_it_lands_at_or_past_the_ratio_by_less_than_a_step(kinds: str, round_to:
 
 @pytest.mark.parametrize(("layers", "per_layer"), [(3, False), (1, True), (3, True)], ids=["few", "one", "many"])
 def test_no_choice_does_less_damage(layers: int, per_layer: bool) -> None:
-    """Against every choice there is; "many" goes through the knapsack, whose costs are rounded to 1/4000 of what goes."""
+    """Against every choice that lands; "many" goes through the knapsack, whose costs are rounded to 1/4000 of what goes."""
     shape = Shape(layers=layers, ffn=12)
     for seed in range(12):
         curves, target = shape.curves("head,ffn", seed), 0.3 * shape.count({})
@@ -127,10 +127,10 @@ def test_no_choice_does_less_damage(layers: int, per_layer: bool) -> None:
             damage = [sum(curves[f"{i}.head"][h] + curves[f"{i}.ffn"][f] for i in part) for h, f in options]
             costs.append(np.add.outer(costs[-1], cost).ravel())
             damages.append(np.add.outer(damages[-1], damage).ravel())
-        best = damages[-1][costs[-1] >= target].min()
+        step = len(parts[0]) * (shape.count({}) - shape.count({"0.ffn": 11}))
+        best = damages[-1][(costs[-1] >= target) & (costs[-1] < target + step)].min()
         widths = allocate(shape, curves, 0.3, per_layer=per_layer)
         found = sum(curve[shape[name].size - widths[name]] for name, curve in curves.items())
-        # What lands within a step of the ratio may not be what does the least damage of all that passes it.
         assert best - 1e-9 <= found <= best * (1.001 if per_layer and layers > 1 else 1.0) + 1e-9, seed
 
 
