@@ -21,7 +21,8 @@ BATCH_WINDOWS = 16  # no larger, so that a trial can take a few of them
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids, int64 [windows, context]; no window is in two of them, and all but ``calibration`` may be empty."""
+    """Token ids, int64 [windows, context], `data.PADDING` behind the last of a document that is a window of its own; no
+    window is in two of them, and all but ``calibration`` may be empty."""
 
     calibration: torch.Tensor
     guard: torch.Tensor
@@ -50,7 +51,9 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
     evaluation = -(-EVALUATION_TOKENS // (length - 1))
     wanted = settings.windows + guard + evaluation
     training = -(-(settings.tokens or 0) // length)
-    found, others = data.windows_and_others(tokenizer, documents, length, wanted, training, settings.seed)
+    found, others = data.windows_and_others(
+        tokenizer, documents, length, wanted, training, settings.seed, packed=settings.packed
+    )
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
     every = len(found) + len(others)
     fixed = min(len(found), every - min(training, every // 2))
@@ -77,4 +80,4 @@ def window_length(config: PreTrainedConfig, settings: Settings) -> int:
 def batches(windows: torch.Tensor, vocabulary: int, device: str) -> list[Batch]:
     """Windows as the arguments of a model's forward."""
     size = min(evaluate.batch_size(windows.shape[1], vocabulary), BATCH_WINDOWS)
-    return [{"input_ids": rows.to(device), "use_cache": False} for rows in windows.split(size) if len(rows)]
+    return [data.inputs(rows.to(device)) for rows in windows.split(size) if len(rows)]

@@ -94,6 +94,7 @@ def compile_(
     distill: Annotated[float, typer.Option(help="share of the loss that is the divergence from the dense model")] = 0.5,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
     context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
+    apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
     revision: Revision = None,
@@ -136,6 +137,7 @@ def compile_(
             criterion=criterion,
             unprunable_ratio=unprunable_ratio,
             context=context,
+            packed=not apart,
             device=device,
             dtype=dtype,
             revision=revision,
@@ -280,11 +282,12 @@ def eval_(
     models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
     text: Annotated[list[Path], typer.Option(help=".txt, .jsonl or .parquet")],
     context: Annotated[int, typer.Option(help="tokens a window")] = 256,
+    apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
     limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity on text: packed windows, every token but the first of each."""
+    """Perplexity on text: windows of packed documents, or of one each, and every token but the first of a window."""
     import torch
     from transformers import AutoTokenizer
 
@@ -296,7 +299,7 @@ def eval_(
     rows = {}
     for name in models:
         folder = checkpoint.resolve(name, revision)
-        windows = data.windows(AutoTokenizer.from_pretrained(folder), documents, context, limit)
+        windows = data.windows(AutoTokenizer.from_pretrained(folder), documents, context, limit, packed=not apart)
         found = perplexity(load(folder).to(torch.float32), windows)
         rows[name] = {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "context": context}
         if not as_json:

@@ -46,6 +46,7 @@ class Settings:
     distill: float = 0.5  # share of the training loss that is the divergence from the dense model
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
     windows: int = 128  # calibration windows
+    packed: bool = True  # documents stand on end and are cut into windows; False: one document a window
     context: int | None = None  # tokens a window; by default the model's context, at most 512
     device: str = "cpu"
     dtype: str | None = None  # to compute in; by default float32 on a CPU, else as stored

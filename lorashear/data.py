@@ -1,7 +1,7 @@
 """Text for calibration, training and evaluation: files to documents, documents to windows of token ids.
 
 A document is its boundary token and its own tokens; documents stand one after another and are cut into windows of
-equal length without overlap. Nothing is padded, so no attention mask is needed.
+equal length without overlap. Nothing is padded, so no attention mask is needed. Or each document is a window of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SNIFF_BYTES = 8192
 DOCUMENTS_PER_CALL = 256
 # No ordinary text has this many characters to a token; `windows` leaves out documents beyond it before tokenising.
 CHARACTERS_PER_TOKEN = 16
+# What stands after the last token of a window that is a document of its own.
+PADDING = -1
 
 
 def read_texts(paths: Sequence[str | Path], limit: int | None = None) -> list[str]:
@@ -64,12 +66,20 @@ def pack(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], length: i
 
 
 def windows(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, limit: int | None = None, seed: int = 0
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    length: int,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    packed: bool = True,
 ) -> torch.Tensor:
     """Windows of :func:`pack`, at most ``limit`` of them, spread over the whole text; the same seed picks the same.
 
     The text falls into ``limit`` equal stretches and each gives one window. From a text far longer than needed a
     random share of the documents is tokenised and the rest left alone.
+
+    Not ``packed``, each is the beginning of another document between its boundary tokens, with `PADDING` to its right.
 
     Returns:
         int64 tensor on the CPU, [min(limit, windows in the text), length].
@@ -77,42 +87,53 @@ def windows(
     Raises:
         LorashearError: the text is too short for one window.
     """
-    if limit is None:
+    if limit is None and packed:
         return pack(tokenizer, documents, length)
-    return windows_and_others(tokenizer, documents, length, limit, 0, seed)[0]
+    limit = len(documents) if limit is None else limit
+    return windows_and_others(tokenizer, documents, length, limit, 0, seed, packed=packed)[0]
 
 
 def windows_and_others(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, limit: int, others: int, seed: int = 0
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    length: int,
+    limit: int,
+    others: int,
+    seed: int = 0,
+    *,
+    packed: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`windows`, the same whatever ``others`` is, and at most so many windows of the same text beside them.
 
     Returns:
-        two int64 tensors on the CPU, [at most limit, length] and [at most others, length], that share no token.
+        two int64 tensors on the CPU, [at most limit, length] and [at most others, length], that share no token. Not
+        ``packed``, the second has so many documents that they hold about as many tokens.
 
     Raises:
         LorashearError: the text is too short for one window.
     """
     if limit < 1:
         raise LorashearError(f"{limit} windows of text are asked for; ask for 1 or more")
+    if not packed:
+        return _apart(tokenizer, documents, length, limit, others, seed)
     random = np.random.default_rng(seed)
     share = _share(documents, limit * length * CHARACTERS_PER_TOKEN, random)
     tokens = _joined(tokenizer, [documents[index] for index in share])
     if len(tokens) < limit * length and len(share) < len(documents):  # hardly text, but then nothing may be left out
         share = range(len(documents))
         tokens = _joined(tokenizer, documents)
-    packed = _cut(tokens, length)
-    chosen = torch.arange(len(packed))
-    if len(packed) > limit:
-        edges = np.linspace(0, len(packed), limit + 1).astype(np.int64)
+    every = _cut(tokens, length)
+    chosen = torch.arange(len(every))
+    if len(every) > limit:
+        edges = np.linspace(0, len(every), limit + 1).astype(np.int64)
         chosen = torch.from_numpy(random.integers(edges[:-1], edges[1:]))
-    free = torch.ones(len(packed), dtype=torch.bool)
+    free = torch.ones(len(every), dtype=torch.bool)
     free[chosen] = False
-    rest = packed[free]
+    rest = every[free]
     if len(rest) < others and len(share) < len(documents):
         rest = torch.cat([rest, _beside(tokenizer, documents, share, length, others - len(rest), random)])
     taken = torch.from_numpy(random.permutation(len(rest))[:others]).sort().values
-    return packed[chosen], rest[taken]
+    return every[chosen], rest[taken]
 
 
 def _beside(
@@ -142,12 +163,61 @@ def _share(documents: Sequence[str], characters: int, random: np.random.Generato
     return sorted(chosen)
 
 
+def inputs(rows: torch.Tensor) -> dict[str, Any]:
+    """Windows as arguments of a model's forward: with a mask, and no longer than the longest, where some are padded."""
+    inside = rows != PADDING
+    if bool(inside.all()):
+        return {"input_ids": rows, "use_cache": False}
+    longest = int(inside.sum(1).max())
+    mask = inside[:, :longest]
+    return {"input_ids": rows[:, :longest] * mask, "attention_mask": mask.long(), "use_cache": False}
+
+
+def tokens_in(rows: torch.Tensor) -> int:
+    """How many tokens windows hold."""
+    return int((rows != PADDING).sum())
+
+
+def _apart(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, limit: int, others: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows of one document each."""
+    order: list[int] = np.random.default_rng(seed).permutation(len(documents)).tolist()
+    chosen = _padded(tokenizer, [documents[index] for index in sorted(order[:limit])], length)
+    rest = [torch.empty(0, length, dtype=torch.int64)]
+    wanted = others * length
+    for start in range(limit, len(order), DOCUMENTS_PER_CALL):
+        if wanted <= 0:
+            break
+        some = _padded(tokenizer, [documents[index] for index in order[start : start + DOCUMENTS_PER_CALL]], length)
+        held = (some != PADDING).sum(1).cumsum(0)
+        rest.append(some[held - (some != PADDING).sum(1) < wanted])
+        wanted -= tokens_in(rest[-1])
+    if not len(chosen):
+        raise LorashearError(f"none of the first {min(limit, len(documents)):,} documents has two tokens")
+    return chosen, torch.cat(rest)
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int) -> torch.Tensor:
+    """The beginning of each document, [documents, length]; those of less than two tokens are left out."""
+    end: Any = tokenizer.eos_token_id
+    runs = [run if end is None else np.append(run, end) for run in _runs(tokenizer, documents)]
+    rows = np.full((len(runs), length), PADDING, np.int64)
+    for row, run in zip(rows, runs, strict=True):
+        row[: len(run)] = run[:length]
+    return torch.from_numpy(rows[[len(run) > 1 for run in runs]] if runs else rows)
+
+
 def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> np.ndarray:
     """Token ids of all documents, boundaries included: int64, one dimension."""
+    return np.concatenate([np.empty(0, np.int64), *_runs(tokenizer, documents)])
+
+
+def _runs(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[np.ndarray]:
+    """Token ids of each document behind its boundary: int64, one dimension."""
     bos: Any = tokenizer.bos_token_id
     boundary: Any = tokenizer.eos_token_id if bos is None else bos
     source = iter(documents)
-    runs = [np.empty(0, np.int64)]
     while some := list(islice(source, DOCUMENTS_PER_CALL)):
         # verbose=False: a document longer than the model's context is no reason for a warning, it will be cut.
         rows: list[list[int]] = tokenizer(
@@ -156,8 +226,7 @@ def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> np.
         for row in rows:
             if boundary is not None and row[:1] != [boundary]:
                 row.insert(0, boundary)
-            runs.append(np.asarray(row, np.int64))
-    return np.concatenate(runs)
+            yield np.asarray(row, np.int64)
 
 
 def _cut(tokens: np.ndarray, length: int) -> torch.Tensor:

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lorashear.data import inputs
 from lorashear.errors import LorashearError
+from lorashear_passes.walk import targets
 
 # A batch's logits are the largest tensor of an evaluation: at 128k pieces one token's are half a megabyte in fp32.
 LOGIT_BYTES = 512 * 2**20
@@ -61,7 +63,7 @@ def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None
 
     Args:
         model: a causal language model; it stays on its device and in its dtype, the loss is computed in fp32.
-        windows: token ids, int64 [windows, length], from :func:`lorashear.data.pack`.
+        windows: token ids, int64 [windows, length], from :func:`lorashear.data.windows`.
         batch: windows a forward pass; by default as many as keep the logits under half a gigabyte, at least one.
 
     Raises:
@@ -71,14 +73,15 @@ def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None
     if count < 1 or length < 2:
         raise LorashearError(f"{count} windows of {length} tokens leave nothing to predict; give more text")
     batch = batch or batch_size(length, _vocabulary(model, windows))
-    total = 0.0
+    total, tokens = 0.0, 0
     with evaluating(model) as device:
         for rows in windows.split(batch):
-            rows = rows.to(device)
-            logits: torch.Tensor = model(input_ids=rows, use_cache=False).logits
-            total += _summed_nll(logits[:, :-1], rows[:, 1:])
+            given = inputs(rows.to(device))
+            logits: torch.Tensor = model(**given).logits
+            wanted = targets(given)
+            total += _summed_nll(logits[:, :-1], wanted)
+            tokens += int((wanted >= 0).sum())
             del logits  # or the next batch's would be made beside it
-    tokens = count * (length - 1)
     nll = total / tokens
     return Perplexity(nll, tokens, math.exp(nll) if nll < 700 else math.inf)
 
@@ -89,7 +92,8 @@ def batch_size(length: int, vocabulary: int) -> int:
 
 
 def _summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Sum over [rows, positions] of -log p(target) in nats; logits [rows, positions, vocabulary] of any dtype."""
+    """Sum over [rows, positions] of -log p(target) in nats, but where the target is -100; logits [rows, positions,
+    vocabulary] of any dtype."""
     positions = max(1, LOSS_BYTES // (4 * logits.shape[-1]))
     losses = [
         functional.cross_entropy(some.float(), wanted, reduction="sum").double()

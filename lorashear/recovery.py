@@ -45,7 +45,7 @@ def recover(
     Raises:
         LorashearError: the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows.shape[1])
+    recipe = training.recipe(settings, model, windows)
     with training.logged(adapter, recipe.steps, shown) as stepped:
         training.train(model, windows, recipe, teacher=teacher, stepped=stepped)
     model.save_pretrained(adapter)

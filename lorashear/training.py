@@ -20,9 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lorashear.adapters import adapter_layers, quiet
 from lorashear.config import BATCH, Settings
+from lorashear.data import inputs, tokens_in
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size
 from lorashear.lora import PREFIX
+from lorashear_passes.walk import targets
 
 ALPHA = 32
 """LoRA's α. The update is scaled by α/r, so that the best learning rate hardly depends on the rank."""
@@ -65,18 +67,19 @@ Shown = Callable[[int, int], None]
 LOG = "training.jsonl"
 
 
-def recipe(settings: Settings, model: Any, length: int) -> Recipe:
-    """How a PeftModel is trained on the tokens that the settings say, in windows of ``length`` tokens."""
+def recipe(settings: Settings, model: Any, windows: Tensor) -> Recipe:
+    """How a PeftModel is trained on as many tokens of some windows as the settings say."""
     assert settings.tokens is not None
     rate = settings.learning_rate or default_rate(model.get_input_embeddings().weight.shape[1])
-    steps = max(1, round(settings.tokens / (BATCH * length)))
+    steps = max(1, round(settings.tokens * len(windows) / (BATCH * tokens_in(windows))))
     ranks = [config.r for config in model.peft_config.values()]
     return Recipe(steps, rate, rank=max(ranks), distill=settings.distill, seed=settings.seed)
 
 
 def record(recipe: Recipe, windows: Tensor) -> dict[str, Any]:
     """What was done, for the report."""
-    return {**asdict(recipe), "tokens": recipe.steps * recipe.batch * windows.shape[1], "windows": len(windows)}
+    tokens = round(recipe.steps * recipe.batch * tokens_in(windows) / len(windows))
+    return {**asdict(recipe), "tokens": tokens, "windows": len(windows)}
 
 
 @contextmanager
@@ -180,7 +183,8 @@ def train(
     """Train what is trainable in ``model``; which windows a step sees depends on the seed and the step alone.
 
     Args:
-        windows: token ids, int64 [windows, length]; gone through again, in another order, when all were seen.
+        windows: token ids, int64 [windows, length], padded by `data.PADDING`; gone through again, in another order, when
+            all were seen.
         teacher: the dense model, for the divergence KL(dense ‖ model) of the next token; without it only text counts.
         stepped: called after every step, and free to change weights.
 
@@ -217,7 +221,7 @@ def train(
             schedule.step()
             if stepped:
                 seconds = time.perf_counter() - started
-                stepped(Step(step, loss, text, divergence, rate, rows.numel() / seconds))
+                stepped(Step(step, loss, text, divergence, rate, tokens_in(rows) / seconds))
 
 
 def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:
@@ -243,7 +247,7 @@ def _backward(
     size = batch_size(rows.shape[1], _vocabulary(model))
     sums = [0.0, 0.0]
     for some in rows.split(size):
-        share = len(some) / len(rows)
+        share = (tokens_in(some) - len(some)) / (tokens_in(rows) - len(rows))  # of what is told: all but the first
         text, divergence = _losses(model, teacher if distill else None, some)
         loss = text if divergence is None else torch.lerp(text, divergence, distill)
         (loss * share).backward()
@@ -258,14 +262,16 @@ def _vocabulary(model: Any) -> int:
 
 def _losses(model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Mean over all tokens but the first of a window: cross-entropy, and KL(teacher ‖ model)."""
-    logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
-    text = functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+    given = inputs(rows)
+    wanted = targets(given)
+    logits = model(**given).logits[:, :-1].float()
+    text = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
     if teacher is None:
         return text, None
     with torch.no_grad():
-        wanted = teacher(input_ids=rows, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-    divergence = functional.kl_div(logits.log_softmax(-1), wanted, reduction="none", log_target=True)
-    return text, divergence.sum(-1).mean()
+        theirs = teacher(**given).logits[:, :-1].float().log_softmax(-1)
+    divergence = functional.kl_div(logits.log_softmax(-1), theirs, reduction="none", log_target=True)
+    return text, divergence.sum(-1)[wanted >= 0].mean()
 
 
 def _share(step: int, steps: int) -> float:

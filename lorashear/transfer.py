@@ -55,7 +55,7 @@ def transfer(
     Raises:
         LorashearError: the adapter does not reach a group, or the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows.shape[1])
+    recipe = training.recipe(settings, model, windows)
     schedule = _schedule(settings, recipe.steps)
     chosen = _reached(model, widths)
     lhspg = Lhspg(model, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery)

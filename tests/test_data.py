@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lorashear import data
-from lorashear.data import pack, read_texts, windows
+from lorashear.data import PADDING, inputs, pack, read_texts, tokens_in, windows, windows_and_others
 from lorashear.errors import LorashearError
 
 BOS, EOS = 0, 1
@@ -235,3 +235,33 @@ def test_json_written_by_python_reads_back(tmp_path: Path) -> None:
     texts = ["plain", "line\u2028separator", "emoji 🙂", "tab\tand \x0c"]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts))
     assert read_texts([path]) == texts
+
+
+class TestApart:
+    """One document a window."""
+
+    def test_a_document_stands_between_its_boundaries_and_padding_behind_it(self) -> None:
+        rows = windows(letters(), ["ab", "abcdefgh"], 6, packed=False).tolist()
+        assert rows == [[BOS, *ids("ab"), EOS, PADDING, PADDING], [BOS, *ids("abcde")]]
+        bare = windows(letters(bos=False, eos=False), ["ab", "a", "abc"], 3, packed=False).tolist()
+        assert bare == [[*ids("ab"), PADDING], ids("abc")]  # a document of one token tells nothing
+
+    def test_others_are_other_documents_with_as_many_tokens_as_asked_for(self) -> None:
+        documents = [f"{'abcdefgh'[i % 8]}{'abcdefgh'[i // 8]}" * (1 + i % 3) for i in range(64)]
+        chosen, others = windows_and_others(letters(), documents, 8, 10, 4, packed=False)
+        alone, none = windows_and_others(letters(), documents, 8, 10, 0, packed=False)
+        assert torch.equal(chosen, alone) and not len(none) and len(chosen) == 10
+        assert 4 * 8 <= tokens_in(others) < 4 * 8 + 8
+        rows = torch.cat([chosen, others])
+        assert len(rows.unique(dim=0)) == len(rows)
+
+    def test_what_a_model_is_given_has_a_mask_and_no_column_of_padding(self) -> None:
+        rows = windows(letters(), ["ab", "abc"], 9, packed=False)
+        given = inputs(rows)
+        assert given["input_ids"].tolist() == [[BOS, *ids("ab"), EOS, 0], [BOS, *ids("abc"), EOS]]
+        assert given["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1] * 5]
+        assert set(inputs(rows[1:, :5])) == {"input_ids", "use_cache"}
+
+    def test_no_document_of_two_tokens(self) -> None:
+        with pytest.raises(LorashearError, match="none of the first 2 documents has two tokens"):
+            windows(letters(bos=False, eos=False), ["a", "b"], 4, packed=False)

@@ -9,7 +9,10 @@ import torch
 
 import lorashear
 from lorashear_passes import scores
+from lorashear_passes.allocate import allocate
 from lorashear_passes.oneshot import Settings, compress
+from lorashear_passes.splits import standardised
+from lorashear_passes.surgery import Surgeon, units
 from lorashear_passes.walk import heldout_loss, swapped, token_loss
 from test_theorem import random_llama
 
@@ -159,3 +162,40 @@ def test_a_recorded_criterion_compiles(folder: Any, text: Any, tmp_path: Any) ->
     }
     assert {result.report["criterion"] for result in found.values()} == {"taylor", "lora", "flap", "obs"}
     assert len({str(result.plan.removed) for result in found.values()}) == 4
+
+
+@pytest.mark.parametrize("criterion", ["obs", "wanda", "flap", "taylor", "magnitude", "random"])
+def test_every_criterion_scores_every_structure(
+    model: torch.nn.Module, groups: lorashear.Groups, criterion: str
+) -> None:
+    """All on the dense model, and so that the least is what a group would lose first."""
+    surgeon = Surgeon(model, dict(groups), Settings(criterion=criterion, compensate=False))
+    walk = surgeon.walk(batches())
+    found = surgeon.scored(walk)
+    assert {name: len(each) for name, each in found.items()} == {name: g.size for name, g in groups.items()}
+    for name, group in groups.items():
+        if group.kind == "ffn":
+            widths = {n: units(g) - (n == name) for n, g in groups.items()}
+            with surgeon.pruned(walk, widths) as (removed, _):
+                assert removed[name] == [int(found[name].argmin())]
+
+
+def test_standardised_scores_are_one_threshold(groups: lorashear.Groups) -> None:
+    """What the budget takes of each group lies below what it leaves of any, in deviations from the group's mean."""
+    chosen = {name: group for name, group in groups.items() if group.kind in ("ffn", "query")}
+    random = torch.Generator().manual_seed(5)
+    scores = {name: torch.rand(g.size, generator=random, dtype=torch.float64).exp() for name, g in chosen.items()}
+    curves = standardised(chosen, scores)
+    scaled = standardised(chosen, {name: 3 + 10 * each for name, each in scores.items()})
+    for name, curve in curves.items():
+        assert curve[0] == 0 and curve == sorted(curve)
+        assert curve == pytest.approx(scaled[name], rel=1e-6, abs=1e-6)
+    widths = allocate(groups, curves, 0.1, per_layer=True)
+    gone, left = [], []
+    for name, group in chosen.items():
+        each = (scores[name] - scores[name].mean()) / scores[name].std(correction=0)
+        rounds = each.reshape(group.blocks, -1).sort(1).values.mean(0).tolist()
+        cut = units(group) - widths[name]
+        gone += rounds[:cut]
+        left += rounds[cut:][:-1] if group.kind == "query" else rounds[cut:]  # a head keeps its last query
+    assert 5 < len(gone) and max(gone) < sorted(left)[2]  # the budget's last structures are those that land on it

@@ -20,6 +20,8 @@ from lorashear import training
 from lorashear.calibration import Windows, read_windows
 from lorashear.cli import main
 from lorashear.config import Settings
+from lorashear.data import PADDING
+from lorashear.evaluate import perplexity
 from lorashear.verifying import verify
 from lorashear_passes.walk import heldout_loss
 from test_theorem import random_llama
@@ -36,11 +38,11 @@ def windows(count: int = 16, length: int = 16) -> torch.Tensor:
 
 
 def trained(
-    recipe: training.Recipe, teacher: torch.nn.Module | None = None
+    recipe: training.Recipe, teacher: torch.nn.Module | None = None, text: torch.Tensor | None = None
 ) -> tuple[torch.nn.Module, list[training.Step]]:
     model = training.adapted(random_llama("tied"), rank=recipe.rank, seed=recipe.seed)
     steps: list[training.Step] = []
-    training.train(model, windows(), recipe, teacher=teacher, stepped=steps.append)
+    training.train(model, windows() if text is None else text, recipe, teacher=teacher, stepped=steps.append)
     return model, steps
 
 
@@ -105,14 +107,52 @@ def test_a_model_beside_itself_has_no_divergence() -> None:
     assert steps[0].loss == pytest.approx(0.75 * steps[0].text + 0.25 * steps[0].divergence)
 
 
-def test_a_batch_in_parts_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_batch_in_parts_trains_the_same(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
     recipe = training.Recipe(4, 1e-2, rank=2)
-    whole, steps = trained(recipe, random_llama("tied"))
+    text = windows()
+    if padded:
+        text[torch.arange(16)[None] > torch.arange(2, 18)[:, None]] = PADDING
+    whole, steps = trained(recipe, random_llama("tied"), text)
     monkeypatch.setattr(training, "batch_size", lambda *_: 3)
-    parts, others = trained(recipe, random_llama("tied"))
+    parts, others = trained(recipe, random_llama("tied"), text)
     assert [s.loss for s in others] == pytest.approx([s.loss for s in steps], rel=1e-5)
     for name, p in adapters(whole).items():
         torch.testing.assert_close(p, adapters(parts)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_padding_counts_for_nothing() -> None:
+    """The losses of a padded window are those of its tokens alone."""
+    long, short = torch.arange(12)[None] + 3, torch.arange(5)[None] + 20
+    rows = torch.full((2, 14), PADDING)
+    rows[0, :12], rows[1, :5] = long[0], short[0]
+    model = training.adapted(random_llama("tied"), rank=2)
+    torch.manual_seed(1)
+    teacher = random_llama("tied")
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    together = training._losses(model, teacher, rows)
+    apart = [training._losses(model, teacher, each) for each in (long, short)]
+    for found, (first, second) in zip(together, zip(*apart, strict=True), strict=True):
+        assert found is not None
+        assert found.item() == pytest.approx((11 * first.item() + 4 * second.item()) / 15, rel=1e-5)
+    whole = perplexity(model, rows)
+    assert whole.tokens == 15
+    parts = [perplexity(model, each).nll for each in (long, short)]
+    assert whole.nll == pytest.approx((11 * parts[0] + 4 * parts[1]) / 15, rel=1e-5)
+
+
+def test_a_document_a_window(folder: Path, tmp_path: Path) -> None:
+    """From the file to the report, with training; tokens are counted, not padding."""
+    (tmp_path / "text.txt").write_text("\n\n".join(stories(300, 12)))
+    settings = {"windows": 8, "tokens": 1000, "context": 32, "packed": False}
+    result = lorashear.compile(folder, 0.3, tmp_path / "out", text=tmp_path / "text.txt", **settings)
+    found = result.report
+    assert found["perplexity"]["after"] < found["perplexity"]["pruned"]
+    assert found["perplexity"]["data"].endswith("context 32, a document each")
+    assert found["training"]["steps"] == round(1000 / (8 * 14)) == 9  # 12 words between two boundaries
+    assert found["training"]["tokens"] == 9 * 8 * 14
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_adapters() -> None:

@@ -113,7 +113,8 @@ def _split(
         return loss
 
     split = splits.uniform(budget, surgeon.chosen, knowledge, partial(measured, few))
-    free = splits.per_layer(budget, surgeon.chosen, knowledge, split, partial(measured, few))
+    scores = surgeon.scored(few)
+    free = splits.per_layer(budget, surgeon.chosen, knowledge, scores, split, partial(measured, few))
     if budget.per_layer:
         return splits.run_off(free, partial(measured, walk)), None
     return splits.run_off(split, partial(measured, walk)), free

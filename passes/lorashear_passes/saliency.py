@@ -13,7 +13,7 @@ equal consecutive blocks and the order runs in rounds, one structure of each blo
 import torch
 from torch import Tensor
 
-__all__ = ["in_rounds", "fluctuation", "obs_order", "random_scores", "summed", "wanda"]
+__all__ = ["fluctuation", "in_rounds", "obs_costs", "obs_order", "random_scores", "summed", "wanda"]
 
 DAMP = 1e-3
 """Default ridge: λ is this share of the mean diagonal of ``C``; chosen by ``tools/study_criteria.py``."""
@@ -99,6 +99,12 @@ def obs_order(
         if len(order) % blocks == 0:
             open_blocks.fill_(True)
     return order
+
+
+def obs_costs(weight: Tensor, covariance: Tensor, columns: Tensor, damp: float = DAMP) -> Tensor:
+    """What the first removal costs by optimal brain surgeon, for each structure, ``[structures]``."""
+    inverse = damped_inverse(covariance, damp)
+    return _costs(weight.to(inverse), inverse, columns.to(inverse.device))
 
 
 def damped_inverse(covariance: Tensor, damp: float) -> Tensor:

@@ -7,8 +7,9 @@ what it gives is a candidate beside others.
 widest family (MLP channels) fills what is left of the budget. Where there are few, all are tried; else a descent over
 those numbers starts at equal shares or at the knowledge split, whichever is better, and halves its steps.
 
-*Per layer*: a second candidate adds the damage of unequal shares to the curves, and the best uniform split is the third:
-letting widths differ never loses to it on the held-out text. A share of the groups, the crucial ones, can be kept whole.
+*Per layer*: a second candidate adds the damage of unequal shares to the curves, a third takes the structures of least
+score, each standardised in its group (FLAP), and the best uniform split is the last: letting widths differ never loses to it
+on the held-out text. A share of the groups, the crucial ones, can be kept whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,13 @@ from itertools import product
 from math import inf, prod
 from statistics import median
 
+from torch import Tensor
+
 from .allocate import Family, GroupLike, GroupsLike, Unreachable, allocate, families
 from .knowledge import Curves, Knowledge, crucial
 from .surgery import units
 
-__all__ = ["Budget", "Split", "equal_shares", "per_layer", "run_off", "uniform"]
+__all__ = ["Budget", "Split", "equal_shares", "per_layer", "run_off", "standardised", "uniform"]
 
 TRIALS = 12  # uniform splits that are pruned and measured
 MARGIN, RIVALS = 0.05, 2  # nats a token within which so many more splits are measured again, on all windows
@@ -72,6 +75,24 @@ def equal_shares(chosen: Mapping[str, GroupLike]) -> Curves:
     return {
         name: [group.parameters * group.size * (count / units(group)) ** 2 for count in range(units(group) + 1)]
         for name, group in chosen.items()
+    }
+
+
+def standardised(chosen: Mapping[str, GroupLike], scores: Mapping[str, Tensor]) -> Curves:
+    """The damage of removing structures by rising score: how far each lies above the least, for each weight it owns.
+
+    Scores are compared between groups by their distance from the mean of the group in its standard deviations (FLAP, An et
+    al. 2024), so one threshold on that is what the budget finds. Structures that go together, one of each block, share theirs.
+    """
+    placed = {}
+    for name, group in chosen.items():
+        score = scores[name].double()
+        spread = (score - score.mean()) / score.std(correction=0).clamp_min(1e-30)
+        placed[name] = spread.reshape(group.blocks, -1).sort(1).values.mean(0)
+    least = min(float(each.min()) for each in placed.values())
+    return {
+        name: [0.0, *((each - least) * chosen[name].parameters * chosen[name].blocks).cumsum(0).tolist()]
+        for name, each in placed.items()
     }
 
 
@@ -159,9 +180,14 @@ def _descent(grid: _Grid, here: Point) -> Point:
 
 
 def per_layer(
-    budget: Budget, chosen: Mapping[str, GroupLike], knowledge: Knowledge, control: Split, measure: Measure
+    budget: Budget,
+    chosen: Mapping[str, GroupLike],
+    knowledge: Knowledge,
+    scores: Mapping[str, Tensor],
+    control: Split,
+    measure: Measure,
 ) -> Split:
-    """The per-layer split of least held-out loss: from the knowledge curves, or the uniform ``control``.
+    """The per-layer split of least held-out loss: from the knowledge curves or the scores, or the uniform ``control``.
 
     Raises:
         Unreachable: without the groups that stay whole the ratio is out of reach.
@@ -171,7 +197,8 @@ def per_layer(
     curves = _curves(knowledge, chosen)
     both = _sum(curves, equal_shares(chosen))
     found = {} if whole else {f"uniform, {control.name}": control.widths}
-    for name, damage in {"knowledge": curves, "knowledge + equal shares": both}.items():
+    ranked = standardised(chosen, scores)
+    for name, damage in {"knowledge": curves, "knowledge + equal shares": both, "standardised scores": ranked}.items():
         rest = {group: curve for group, curve in damage.items() if group not in whole}
         widths = {**whole, **budget.widths(rest, per_layer=True)}
         if widths not in found.values():

@@ -90,6 +90,23 @@ class Surgeon:
         self._front_zeroed(widths, removed)
         return removed
 
+    def scored(self, walk: Walk) -> dict[str, Tensor]:
+        """The criterion's score of every structure, by group, all on the dense model."""
+        found = dict(self.static)
+        if set(self.chosen) <= set(found):
+            return found
+        rank = saliency.wanda if self.settings.criterion == "wanda" else saliency.obs_costs
+        states = walk.start
+        for stage in walk.stages:
+            covariances, states = walk.scan(stage, states)
+            for name in stage.consumers:
+                job = self.jobs.get(name, Job((), ()))
+                for group, columns in zip(job.groups, job.columns, strict=True):
+                    if group.name not in self.static:
+                        here = rank(self.weight(name), covariances[name], columns).cpu()
+                        found[group.name] = found.get(group.name, 0) + here
+        return found
+
     @contextmanager
     def pruned(
         self, walk: Walk, widths: Mapping[str, int], progress: Progress | None = None

@@ -268,7 +268,7 @@ def heldout_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
         with torch.no_grad():
             output = model(**batch)
         logits = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
-        wanted = _targets(batch)
+        wanted = targets(batch)
         for row, target in zip(logits[:, :-1], wanted, strict=True):
             total += float(nn.functional.cross_entropy(row.float(), target, reduction="sum", ignore_index=-100))
         tokens += int((wanted != -100).sum())
@@ -280,11 +280,11 @@ def token_loss(model: nn.Module, batch: Batch) -> Tensor:
     output = model(**batch)
     logits = output if isinstance(output, Tensor) else output.logits if hasattr(output, "logits") else output[0]
     return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), _targets(batch).flatten(), ignore_index=-100
+        logits[:, :-1].flatten(0, 1).float(), targets(batch).flatten(), ignore_index=-100
     )
 
 
-def _targets(batch: Batch) -> Tensor:
+def targets(batch: Batch) -> Tensor:
     """The token that each but the last has to tell, −100 where none counts."""
     wanted: Tensor = batch["input_ids"][:, 1:].clone()
     mask = batch.get("attention_mask")
