@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -74,4 +75,6 @@ if __name__ == "__main__":
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     for each in sys.argv[2:]:
-        print(json.dumps(used(Path(each), torch.tensor(json.loads(sys.argv[1])))), flush=True)
+        with redirect_stdout(sys.stderr):  # some classes print
+            line = json.dumps(used(Path(each), torch.tensor(json.loads(sys.argv[1]))))
+        print(line, flush=True)
