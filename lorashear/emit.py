@@ -16,11 +16,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
 
+from lorashear.continuing import continued
 from lorashear.errors import LorashearError
 from lorashear.fields import (
+    Changes,
     Removed,
     build,
     is_uniform,
+    like,
     made,
     missing,
     one_layer,
@@ -77,11 +80,17 @@ def by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tup
     reason = f"no config can express these widths: {_describe(groups, removed)}"
     for found in _shaped(config, groups, removed):
         wanted = wanted or resize(groups.typed, groups, removed)
-        wrong = _otherwise(config, found.config, groups.typed, wanted)
+        wrong = _otherwise(config, found.config, groups.typed, wanted) or _stuck(config, found.config, groups.typed)
         if not wrong:
             return found, ""
         reason = f"a config with these widths computes something else: {wrong}"
     return None, reason
+
+
+def _stuck(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph) -> str:
+    """What stops the class from going on from its cache, where it does so at its old widths."""
+    failed, unpruned_too = (continued(build(each, "meta").eval(), like(graph))[1] for each in (after, before))
+    return f"with its cache: {failed}" if failed and not unpruned_too else ""
 
 
 def by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
@@ -185,16 +194,6 @@ def _held(model: torch.nn.Module, path: str) -> torch.Tensor | None:
     return held if isinstance(held, torch.Tensor) else None
 
 
-def like(graph: Graph) -> dict[str, Any]:
-    """Inputs of the shapes that a language model's graph was captured with."""
-    made: dict[str, Any] = {
-        source.path: torch.zeros(source.value.shape, dtype=torch.long, device="meta")
-        for source in graph.sources
-        if source.role == "input"
-    }
-    return {**made, "use_cache": False}
-
-
 def expresses(config: PreTrainedConfig, groups: Groups, removed: Removed) -> bool:
     """Whether some config gives these shapes, whatever its class computes from it; one layer is enough to see it."""
     return next(_shaped(config, groups, removed, one_layer(config, groups, removed)), None) is not None
@@ -216,10 +215,13 @@ def _shaped(
         emitted = routed(changes)
         return missing(emitted.config, wanted, whole=single is None) if emitted is not None else inf
 
+    tried: list[Changes] = []
     for changes in solutions(config, groups, removed, misses):
-        emitted = routed(changes)
-        assert emitted is not None
-        yield emitted
+        if changes not in tried:
+            tried.append(changes)
+            emitted = routed(changes)
+            assert emitted is not None
+            yield emitted
 
 
 def _describe(groups: Groups, removed: Removed) -> str:

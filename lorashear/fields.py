@@ -21,7 +21,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from lorashear_ir.axes import Product, axes_of, size_with
+from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
+from lorashear_passes.capture import capture
+from lorashear_passes.resize import resize
+from lorashear_passes.same import difference
 
 Shapes = dict[str, tuple[int, ...]]
 Changes = dict[str, int]
@@ -63,11 +67,12 @@ def one_layer(config: PreTrainedConfig, groups: Groups, removed: Removed) -> Pre
     return single if any(after.get(name) != before.get(name) for name in few) else None
 
 
-def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> list[Changes]:
+def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str], *, chance: bool = False) -> list[Changes]:
     """The fields that the class reads the width of these groups from, each with its value at one structure less in all.
 
-    The fewest that do, then, if they differ, the most that fit; none where the config has no such field. What the config
-    itself would refuse, as heads that do not divide a width, does not count.
+    Where several give the shapes, those with which the class computes the same. None where the config has no such field.
+    What the config itself would refuse, as heads that do not divide a width, does not count. With ``chance`` also the
+    most fields that fit, some of which may have the number of a width by chance.
     """
     removed = {name: [block * groups[name].axis.size for block in range(groups[name].blocks)] for name in names}
     single = one_layer(config, groups, removed)
@@ -78,7 +83,33 @@ def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str]) -> 
         vars(changed).update(changes)
         return missing(changed, wanted, whole=single is None)
 
-    return list(solutions(config, groups, removed, misses))
+    *ways, most = list(solutions(config, groups, removed, misses)) or [{}]
+    if len(ways) > 1:
+        ways = [each for each in ways if _computes(config, each, groups, removed)] or ways
+    return [each for each in (*ways, *([most] if chance or not ways else ())) if each]
+
+
+def _computes(config: PreTrainedConfig, changes: Changes, groups: Groups, removed: Removed) -> bool:
+    """Whether the class of a changed config computes what it should without the structures."""
+    changed = copy.copy(config)
+    vars(changed).update(changes)
+    graph = groups.typed
+    assert graph is not None, "groups of a captured model have its graph"
+    try:
+        found = capture(build(changed, "meta").eval(), like(graph))
+    except Exception:  # a class that refuses it in its own way
+        return False
+    return not difference(found, resize(graph, groups, removed))
+
+
+def like(graph: Graph) -> dict[str, Any]:
+    """Inputs of the shapes that a language model's graph was captured with."""
+    made: dict[str, Any] = {
+        source.path: torch.zeros(source.value.shape, dtype=torch.long, device="meta")
+        for source in graph.sources
+        if source.role == "input"
+    }
+    return {**made, "use_cache": False}
 
 
 def solutions(
@@ -121,7 +152,7 @@ def options(config: PreTrainedConfig, groups: Groups, sizes: Mapping[str, int], 
 
 
 def search(choices: Mapping[str, Sequence[int]], misses: Callable[[Changes], float]) -> Iterator[Changes]:
-    """Changes of fields with which nothing misses: the fewest, then the most that differ from them.
+    """Changes of fields with which nothing misses: few, each time without one of those before, and at last the most.
 
     ``misses`` counts what is not as wanted under some changes; infinitely many where the class refuses them.
     """
@@ -133,25 +164,35 @@ def search(choices: Mapping[str, Sequence[int]], misses: Callable[[Changes], flo
             counted[key] = misses(changes)
         return counted[key]
 
-    starts: list[Changes] = [{}, {name: values[0] for name, values in choices.items()}]
-    found = next((end for end in (_descended(start, choices, count) for start in starts) if count(end) == 0), None)
-    if found is None and prod(len(values) + 1 for values in choices.values()) <= MOST:
-        found = next((each for each in _combinations(choices) if count(each) == 0), None)
-    if found is None:
+    first = _few(choices, count)
+    if first is None:
         return
-    for name in list(found):
-        fewer = {other: value for other, value in found.items() if other != name}
-        if count(fewer) == 0:
-            found = fewer
-    yield found
-    most = found
+    ways = [first]
+    for name in first:
+        other = _few({field: values for field, values in choices.items() if field != name}, count)
+        if other is not None and other not in ways:
+            ways.append(other)
+    yield from ways
+    most = first
     for name, values in choices.items():
         for value in values if name not in most else ():
             if count({**most, name: value}) == 0:
                 most = {**most, name: value}
                 break
-    if most != found:
-        yield most
+    yield most
+
+
+def _few(choices: Mapping[str, Sequence[int]], count: Callable[[Changes], float]) -> Changes | None:
+    """Changes with which nothing misses and of which none can be left out."""
+    starts: list[Changes] = [{}, {name: values[0] for name, values in choices.items()}]
+    found = next((end for end in (_descended(start, choices, count) for start in starts) if count(end) == 0), None)
+    if found is None and prod(len(values) + 1 for values in choices.values()) <= MOST:
+        found = next((each for each in _combinations(choices) if count(each) == 0), None)
+    for name in list(found or ()):
+        fewer = {other: value for other, value in (found or {}).items() if other != name}
+        if count(fewer) == 0:
+            found = fewer
+    return found
 
 
 def _descended(changes: Changes, choices: Mapping[str, Sequence[int]], count: Callable[[Changes], float]) -> Changes:

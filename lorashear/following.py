@@ -42,15 +42,16 @@ def still(model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed
         some = {name: removed[name] for name in names if len(removed.get(name, ()))}
         if not some:
             continue
-        found = driven(config, groups, names)
+        # What only ever multiplies another width, as groups of experts, shows in no shape: any field may be its own.
+        alone = all(_stands_alone(groups[name]) for name in names)
+        found = driven(config, groups, names, chance=not alone)
         base = one_layer(config, groups, some) or config
         before = _numbers(build(base, "meta") if found else model)
         seen.append(set(before))
         if not found:
             moved = _moved(graph, groups, some, removed)
             followers |= {at for at, values in before.items() if moved & set(_flat(values))}
-        # What only ever multiplies another width, as groups of experts, shows in no shape: any field may be its own.
-        for changes in found[:1] if all(_stands_alone(groups[name]) for name in names) else found:
+        for changes in found:
             changed = copy.copy(base)
             vars(changed).update(changes)
             after = _numbers(build(changed, "meta"))

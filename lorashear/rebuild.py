@@ -39,6 +39,10 @@ from lorashear_passes.same import agreement, numbers
 TRIES = 32
 """Values that are tried for a short run of numbers."""
 
+WITH_CACHE = "traced it is right, but with its cache"
+BACK = 6
+"""Traces for each value that an attribute may have, at most."""
+
 SHAPES = {"in_features": 1, "out_features": 0, "num_embeddings": 0, "embedding_dim": 1}
 """Attributes of torch's own layers that say the shape of their weight and that no operator reads."""
 
@@ -97,7 +101,7 @@ def _searched(
             if not wrong and goes_on():
                 ended, failed = continued(small, inputs)
                 agreed = agreed[0], agreed[1] + ended
-                wrong = f"traced it is right, but with its cache: {failed}" if failed else ""
+                wrong = f"{WITH_CACHE}: {failed}" if failed else ""
             tried[key] = agreed, wrong
         return tried[key]
 
@@ -113,26 +117,43 @@ def _searched(
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
     alike = is_uniform(groups, removed)
     fixed = still(model, graph, groups, removed)
-    for with_config, start in itertools.product((False, True), (0, -1)):
-        sure, choices = _settings(model, graph, wanted, with_config, alike, fixed)
+    for with_config, start in (*itertools.product((False, True), (0, -1)), (False, None)):
+        if start is None and not reason.startswith(WITH_CACHE):
+            continue  # what follows no width may still have to change, where a class means another one by it
+        sure, choices = _settings(model, graph, wanted, with_config, alike, fixed, unless_needed=start is None)
+        start = start or 0
         held = [options[start] for options in choices]
         agreed, wrong = agree([*sure, *itertools.chain(*held)])
-        # Attributes are settled one by one: the right value of each lets the program agree further.
-        better = bool(wrong)
-        while better:
-            better = False
-            for number, options in enumerate(choices):
-                for option in options:
-                    further, found = agree([*sure, *itertools.chain(*held[:number], option, *held[number + 1 :])])
-                    if not found:
-                        return small, ""
-                    if further > agreed:
-                        agreed, wrong, held[number], better = further, found, option, True
         if not wrong:
             return small, ""
         if agreed > furthest:
             furthest, reason = agreed, wrong
+        # Attributes are settled one by one: the right value of each lets the program agree further. A wrong one may too,
+        # so that where nothing leads on the way is gone back.
+        most = len(tried) + BACK * sum(map(len, choices))
+        path = [(held, agreed, _flips(choices, 0))]
+        while path and len(tried) < most:
+            held, agreed, flips = path[-1]
+            for number, option in flips:
+                other = [*held[:number], option, *held[number + 1 :]]
+                further, wrong = agree([*sure, *itertools.chain(*other)])
+                if not wrong:
+                    return small, ""
+                if further > furthest:
+                    furthest, reason = further, wrong
+                if further > agreed:
+                    path.append((other, further, _flips(choices, number)))
+                    break
+            else:
+                path.pop()
     return None, reason
+
+
+def _flips(choices: list[list[list[Setting]]], first: int) -> Iterator[tuple[int, list[Setting]]]:
+    """Every other value of every choice, beginning with those of the ``first`` one."""
+    for number in (*range(first, len(choices)), *range(first)):
+        for option in choices[number]:
+            yield number, option
 
 
 def _records(model: torch.nn.Module, inputs: Mapping[str, Any]) -> bool:
@@ -229,10 +250,13 @@ def _settings(
     with_config: bool,
     alike: bool,
     fixed: Collection[tuple[type, str]],
+    *,
+    unless_needed: bool,
 ) -> tuple[list[Setting], list[list[list[Setting]]]]:
     """Settings that leave no doubt, and for each of the others its choices, each a list of settings.
 
-    With ``alike`` all layers get the same widths. Attributes in ``fixed``, by class and name, are known to stay.
+    With ``alike`` all layers get the same widths. Attributes in ``fixed``, by class and name, stay; with ``unless_needed``
+    they, like the place in the KV cache, may change, but stay first.
     """
     moved: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for path, old, new in numbers(graph, wanted):
@@ -249,7 +273,7 @@ def _settings(
         if whole.role == "parameter" and whole.path.count(".") > 1:
             for old, new in zip(whole.value.shape, cut.value.shape, strict=True):
                 within[whole.path.rsplit(".", 2)[0]][old].add(new)
-    indices = _indices(model)
+    indices = _indices(model) | (set(fixed) if unless_needed else set())
     sure: list[Setting] = []
     choices: dict[tuple[Any, ...], dict[Any, list[Setting]]] = {}
     for path, numbered in within.items():
@@ -260,7 +284,7 @@ def _settings(
         for name, value, of_config in _attributes(module, with_config):
             options = _options(value, moved[path] if of_config else numbered)
             at = type(module.config if of_config else module), name
-            if at in fixed:
+            if at in fixed and not unless_needed:
                 continue
             if at in indices:
                 options = sorted({value, *options})

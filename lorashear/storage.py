@@ -71,6 +71,8 @@ class Storage:
             at[part.parameter, tuple(part.places[dim].indices[0] for dim in part.fixed)].append(name)
         result: dict[str, str] = {}
         for name, part in stored.parts(small).items():
+            if not fixed[part.parameter]:
+                continue
             cut = cuts.get(first.get(part.parameter, part.parameter))
             keep = cut.keep if cut is not None else {}
             entry = [

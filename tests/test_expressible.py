@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 
 import lorashear
 from lorashear import emit
-from lorashear.fields import search
+from lorashear.fields import driven, search
 from lorashear.following import still
 from lorashear.models import analysed
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
-from tools.cases import tiny
+from tools.cases import case_of, tiny
 
 
 def family(name: str) -> tuple[torch.nn.Module, Groups]:
@@ -116,3 +116,21 @@ def test_fields_that_must_change_together() -> None:
     assert next(search(choices, misses)) == {"heads": 3, "width": 3}
     assert list(search(choices, misses))[-1] == {"heads": 3, "width": 3, "window": 3}
     assert list(search({"heads": [3]}, misses)) == []
+
+
+def test_of_several_fields_that_give_the_shapes_those_that_give_the_program() -> None:
+    """Half the key heads, or half of each: the same shapes. Qwen3-Next's gated delta net splits them otherwise."""
+    model = case_of("qwen3_next").make()
+    groups = analysed(model)
+    names = [name for name in groups if name.endswith(".linear_attn.ffn")]
+    assert driven(model.config, groups, names) == [{"linear_num_value_heads": 2, "linear_num_key_heads": 1}]
+
+
+def test_what_a_class_takes_for_another_width_in_its_cache() -> None:
+    """RecurrentGemma keeps a state as wide as the hidden channels for a convolution over the recurrent ones."""
+    model, groups = family("recurrent_gemma")
+    removed = {n: [0] for n, each in groups.items() if each.prunable and (each.kind, each.size) == ("ffn", 8)}
+    made, reason = emit.solve(model.config, groups, removed)
+    assert made is not None, reason
+    changed = made.config.module_overrides["model.layers.0.temporal_block"]
+    assert changed == {"lru_width": 28, "hidden_size": 28}
