@@ -79,7 +79,7 @@ def windows(
     The text falls into ``limit`` equal stretches and each gives one window. From a text far longer than needed a
     random share of the documents is tokenised and the rest left alone.
 
-    Not ``packed``, each is the beginning of another document between its boundary tokens, with `PADDING` to its right.
+    Not ``packed``, each is the beginning of another document, with `PADDING` to its right.
 
     Returns:
         int64 tensor on the CPU, [min(limit, windows in the text), length].
@@ -200,8 +200,7 @@ def _apart(
 
 def _padded(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int) -> torch.Tensor:
     """The beginning of each document, [documents, length]; those of less than two tokens are left out."""
-    end: Any = tokenizer.eos_token_id
-    runs = [run if end is None else np.append(run, end) for run in _runs(tokenizer, documents)]
+    runs = list(_runs(tokenizer, documents))
     rows = np.full((len(runs), length), PADDING, np.int64)
     for row, run in zip(rows, runs, strict=True):
         row[: len(run)] = run[:length]

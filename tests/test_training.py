@@ -151,8 +151,8 @@ def test_a_document_a_window(folder: Path, tmp_path: Path) -> None:
     found = result.report
     assert found["perplexity"]["after"] < found["perplexity"]["pruned"]
     assert found["perplexity"]["data"].endswith("context 32, a document each")
-    assert found["training"]["steps"] == round(1000 / (8 * 14)) == 9  # 12 words between two boundaries
-    assert found["training"]["tokens"] == 9 * 8 * 14
+    assert found["training"]["steps"] == round(1000 / (8 * 13)) == 10  # 12 words behind a boundary
+    assert found["training"]["tokens"] == 10 * 8 * 13
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_adapters() -> None:
