@@ -77,7 +77,10 @@ def compile_(
     round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
     criterion: Annotated[str | None, typer.Option(help="obs, wanda, flap, taylor, lora, magnitude or random")] = None,
     unprunable_ratio: Annotated[
-        float | None, typer.Option(help="with --per-layer: share of groups, those worth most, kept whole")
+        float | None,
+        typer.Option(
+            help="with --per-layer: share of groups, those worth most, kept whole; by default those before the knee, if better"
+        ),
     ] = None,
     lhspg: Annotated[
         float, typer.Option(help="share of the tokens in which structures fade while the dense model trains")

@@ -34,7 +34,8 @@ class Settings:
     round_to: int = 1  # MLP and hidden widths are multiples of this
     criterion: str | None = None  # by default obs with text, magnitude without
     compensate: bool = True  # refit by least squares where there is text
-    unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only
+    unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only, where by
+    # default it is tried whether to keep those before the knee
     lhspg: float = (
         0.0  # share of the tokens in which structures fade, to be cut when all is trained; 0: cut, then trained
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import lorashear
 from lorashear import knowledge as keeping
 from lorashear.errors import LorashearError
 from lorashear.knowledge import Kept, read
+from lorashear_passes import splits
 from lorashear_passes.knowledge import Knowledge, analysed, crucial, measurements
-from lorashear_passes.oneshot import Settings
+from lorashear_passes.oneshot import Settings, compress
 from lorashear_passes.surgery import Surgeon, levels
 from lorashear_passes.walk import heldout_loss, swapped
 from test_bad_input import run
@@ -166,6 +168,20 @@ def test_a_share_of_the_groups_stays_whole(folder: Path, text: Path, tmp_path: P
     crucial_ones, widths = found["knowledge"]["crucial"], found["widths"]
     assert len(crucial_ones) == 3  # of six
     assert all(widths[name]["before"] == widths[name]["after"] for name in crucial_ones)
+
+
+@pytest.mark.parametrize(("share", "tried"), [(None, True), (0.0, False)])
+def test_by_default_it_is_tried_to_keep_the_groups_before_the_knee(
+    monkeypatch: pytest.MonkeyPatch, share: float | None, tried: bool
+) -> None:
+    """One split among the others, which held-out text may choose."""
+    monkeypatch.setattr(splits, "crucial", lambda *given: ["0.ffn"] if given[2] is None else crucial(*given))
+    model, batches = tiny()
+    split = compress(model, Groups(), batches, ratio=0.2, heldout=batches, per_layer=True, unprunable=share).split
+    assert ("knowledge, crucial groups whole" in split.tried) == tried
+    assert any(name.startswith("uniform, ") for name in split.tried)
+    loss = split.tried.get("knowledge, crucial groups whole", math.inf)
+    assert (split.widths["0.ffn"] == 6) or loss >= min(split.tried.values())
 
 
 @pytest.mark.parametrize(

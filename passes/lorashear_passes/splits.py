@@ -8,11 +8,13 @@ widest family (MLP channels) fills what is left of the budget. Where there are f
 those numbers starts at equal shares or at the knowledge split, whichever is better, and halves its steps.
 
 *Per layer*: a second candidate adds the damage of unequal shares to the curves, a third takes the structures of least
-score, each standardised in its group (FLAP), and the best uniform split is the last: letting widths differ never loses to it
-on the held-out text. A share of the groups, the crucial ones, can be kept whole.
+score, each standardised in its group (FLAP), a fourth keeps the crucial groups before the knee whole, and the best uniform
+split is the last: letting widths differ never loses to it on the held-out text. Where a share of the groups is given that
+stays whole, it does in all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import inf, prod
@@ -44,7 +46,7 @@ class Budget:
     round_to: int = 1
     minimum: Mapping[str, int] | None = None
     unprunable: float | None = None
-    """Share of the groups that stay whole where widths differ per layer."""
+    """Share of the groups that stay whole where widths differ per layer; None: those before the knee, if that is better."""
 
     def widths(self, curves: Curves, *, per_layer: bool | None = None, fixed: Widths | None = None) -> Widths:
         """Raises Unreachable."""
@@ -192,17 +194,25 @@ def per_layer(
     Raises:
         Unreachable: without the groups that stay whole the ratio is out of reach.
     """
-    names = crucial(knowledge, chosen, budget.unprunable) if budget.unprunable else []
-    whole = {name: units(chosen[name]) for name in names}
-    curves = _curves(knowledge, chosen)
-    both = _sum(curves, equal_shares(chosen))
-    found = {} if whole else {f"uniform, {control.name}": control.widths}
-    ranked = standardised(chosen, scores)
-    for name, damage in {"knowledge": curves, "knowledge + equal shares": both, "standardised scores": ranked}.items():
-        rest = {group: curve for group, curve in damage.items() if group not in whole}
-        widths = {**whole, **budget.widths(rest, per_layer=True)}
+    names = crucial(knowledge, chosen, budget.unprunable)
+    found: dict[str, Widths] = {}
+
+    def split(name: str, damage: Curves, *, whole: bool) -> None:
+        rest = {group: curve for group, curve in damage.items() if not whole or group not in names}
+        widths = {group: units(chosen[group]) for group in names if whole} | budget.widths(rest, per_layer=True)
         if widths not in found.values():
             found[name] = widths
+
+    forced = budget.unprunable is not None and bool(names)
+    if not forced:
+        found[f"uniform, {control.name}"] = control.widths
+    curves = _curves(knowledge, chosen)
+    split("knowledge", curves, whole=forced)
+    split("knowledge + equal shares", _sum(curves, equal_shares(chosen)), whole=forced)
+    split("standardised scores", standardised(chosen, scores), whole=forced)
+    if budget.unprunable is None:
+        with suppress(Unreachable):
+            split("knowledge, crucial groups whole", curves, whole=True)
     known = {f"uniform, {name}": loss for name, loss in control.tried.items()}
     tried = {name: known[name] if name in known else measure(widths) for name, widths in found.items()}
     best = _best(found, tried, min(tried, key=lambda name: tried[name]))
