@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lorashear.cli import main
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -41,18 +43,26 @@ def test_it_opens_with_a_sentence_the_two_commands_and_the_table() -> None:
 
 
 @pytest.mark.slow
-def test_the_python_and_the_commands_run(place: Path) -> None:
-    """One after the other, since what the first finds out about each group serves the second."""
+def test_the_python_and_the_commands_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One after the other, since what the first finds out about each group serves the second; in this process, which has
+    imported everything."""
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code
     assert len([line for line in code[1].splitlines() if line]) == 6
-    printed = run(place, sys.executable, "-c", code[1].replace('"smaller"', '"from-python"'))
-    assert "('model.layers.0.self_attn.q_proj.weight', 0, [0, 1," in printed
+    monkeypatch.chdir(place)
+    exec(compile(code[1].replace('"smaller"', '"from-python"'), "README.md", "exec"), {})
+    assert "('model.layers.0.self_attn.q_proj.weight', 0, [0, 1," in capsys.readouterr().out
     assert (place / "from-python" / "lorashear" / "plan.json").exists()
     lines = [line.partition("#")[0] for line in README.splitlines() if line.startswith("lorashear ")]
     assert [line.split()[1] for line in lines] == ["compile", "compile", "verify", "groups", "groups", "trace", "apply"]
     for line in lines:
-        run(place, sys.executable, "-m", *shlex.split(line))
+        monkeypatch.setattr("sys.argv", shlex.split(line))
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code == 0, line
+        assert capsys.readouterr().out, line
 
 
 def test_pruning_by_hand(tmp_path: Path) -> None:
