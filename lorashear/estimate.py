@@ -55,9 +55,9 @@ class Estimate:
         has a covariance in float32 and five matrices of its size in float64 while it is ordered and refitted; three states
         of the residual stream are held for every token, and four of the widest input and two of the logits for a batch.
 
-        To train, the pruned model (for LHSPG the dense one, and what it fades to) and, where it distils, the dense one are held; every adapter five times (itself, its
-        gradient, two moments, as it last was good); and for a part of a batch the input and output of every matrix thrice,
-        and six times the logits in float32.
+        To train, the pruned model and, where it distils, the dense one are held; for LHSPG the dense one twice, and what it
+        fades to. Every adapter is held five times (itself, its gradient, two moments, as it last was good); and for a part of
+        a batch the input and output of every matrix thrice, and six times the logits in float32.
         """
         itemsize = 4 if settings.dtype == "float32" or (settings.dtype is None and settings.device == "cpu") else 2
         rows, widest = max((shape for shape in shapes if len(shape) == 2), key=lambda shape: shape[1], default=(0, 0))
@@ -67,7 +67,7 @@ class Estimate:
         sides = sum(sum(shape) for shape in shapes if len(shape) == 2)
         part = min(batch, BATCH * length)
         training = 20 * settings.rank * sides + part * (3 * sides * itemsize + 24 * vocabulary)
-        copies = (2 if settings.lhspg else 1 - settings.ratio) + (1 if settings.distill else 0)
+        copies = 3 if settings.lhspg else 1 - settings.ratio + (1 if settings.distill else 0)
         training += round(copies * weights)
         passes = 2 if settings.tokens else 1  # the pruned model is written, read and merged
         return cls(
