@@ -55,9 +55,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise LorashearError(
-                f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1"
-            )
+            raise LorashearError(f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1")
         if self.cost not in COSTS:
             raise LorashearError(f"cost is {self.cost}; there are {', '.join(COSTS)}")
         unknown = [kind for kind in self.prune if kind not in KINDS]
