@@ -53,7 +53,7 @@ def apply(
         LorashearError: the model cannot be read, is not the plan's, or the output folder cannot be used.
     """
     source = Checkpoint.open(resolve(model, revision))
-    trained = _adapter(lora, adapter, source)
+    trained = _adapter(plan, lora, adapter, source)
     wanted = wanted_slice(
         plan,
         source,
@@ -79,12 +79,12 @@ def apply(
     return estimate
 
 
-def _adapter(folder: str | Path | None, how: str, source: Checkpoint) -> Adapter | None:
+def _adapter(plan: Plan, folder: str | Path | None, how: str, source: Checkpoint) -> Adapter | None:
     if how not in ADAPTER:
         raise LorashearError(f"adapter is {how}; there are {', '.join(ADAPTER)}")
     if folder is None:
         return None
-    found = Adapter.open(folder, source)
+    found = Adapter.open(folder, source.apart(plan.stacks), plan.parameters)
     if how == "merge":
         found.check_mergeable()
     return found

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,6 +152,29 @@ class Checkpoint:
             return cls(folder, _config(folder), _tensors(folder))
         except OSError as error:
             raise LorashearError(f"'{error.filename}' cannot be read: {error.strerror}") from error
+
+    def apart(self, stacks: Mapping[str, Mapping[str, int]]) -> Self:
+        """The same checkpoint where some tensors are read as several, that lie one after the other in them.
+
+        ``stacks`` has the rows of each by its name. Raises LorashearError where they are not the rows of the tensor.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in self.tensors.items():
+            if name not in stacks:
+                tensors[name] = info
+                continue
+            rows = stacks[name]
+            if sum(rows.values()) != (info.shape or (0,))[0]:
+                raise LorashearError(
+                    f"tensor '{name}' in '{self.folder}' has shape {list(info.shape)}, but {sum(rows.values())} rows are "
+                    "asked for; config.json or the plan belongs to another model"
+                )
+            begin = info.begin
+            for piece, count in rows.items():
+                end = begin + info.bytes // info.shape[0] * count
+                tensors[piece] = replace(info, shape=(count, *info.shape[1:]), begin=begin, end=end)
+                begin = end
+        return replace(self, tensors=tensors)
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from lorashear import knowledge
-from lorashear.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
 from lorashear.lora import Adapter
 from lorashear.plans import Plan
@@ -93,7 +92,7 @@ def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:
 
 
 def replacements(
-    source: Checkpoint, storage: Storage, groups: Groups, plan: Plan, outcome: Outcome, less: Adapter | None = None
+    storage: Storage, groups: Groups, plan: Plan, outcome: Outcome, less: Adapter | None = None
 ) -> dict[str, np.ndarray]:
     """The refitted weights as they will be stored, by their names on disk.
 
@@ -101,6 +100,7 @@ def replacements(
     """
     result: dict[str, np.ndarray] = {}
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+    source = storage.source
     for name, part in storage.parts.items():
         parameter = groups.tied.get(part.parameter, part.parameter)
         if parameter not in outcome.weights or name not in source.tensors or plan.names.get(name, name) is None:

@@ -145,7 +145,7 @@ def _compile(
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
         storage = Storage.of(source, twin)
-        storage.check(source, twin)
+        storage.check(twin)
         source.check_finite()
         contents = source.contents()
         given = recovery.opened(run.lora, source, twin) if run.lora else None
@@ -161,7 +161,7 @@ def _compile(
     with stage("group"):
         groups = models.expressible(group(typed), config, twin)
         stage.made("groups", lambda: report.table(groups))
-    counted = prices.priced(groups, settings, source, storage)
+    counted = prices.priced(groups, settings, storage)
     dense = run.dense()
     judged = {"before": run.judged(dense)}
     choice = choose(run, counted, dense, contents + (given.contents() if given else ""))
@@ -171,7 +171,7 @@ def _compile(
     with stage("plan"):
         plan = lower(source, twin, groups, choice.outcome.removed, _recorded(run))
         less = given if choice.record is None else None  # LHSPG's weights never had it
-        replace = replacements(source, storage, groups, plan, choice.outcome, less)
+        replace = replacements(storage, groups, plan, choice.outcome, less)
         changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
         plan = replaced(plan, changed=changed, contents=contents)
         stage.made("plan", plan.to_json)

@@ -64,7 +64,7 @@ def wanted_slice(
         raise LorashearError(
             f"the plan was made for other weights than those in '{source.folder}': names and shapes agree, values differ"
         )
-    return Slice.of(source, plan.tensors, replace, shard_bytes, plan.names, merged)
+    return Slice.of(source.apart(plan.stacks), plan.tensors, replace, shard_bytes, plan.names, merged)
 
 
 def write_folder(

@@ -43,9 +43,9 @@ def lower(
     except SelectionError as error:
         raise LorashearError(str(error)) from error
     storage = Storage.of(source, twin)
-    storage.check(source, twin)
+    storage.check(twin)
     made = emit.emission(twin.config, groups, removed)
-    stored = {name: cut for name, cut in storage.cuts(cuts, groups.tied).items() if name in source.tensors}
+    stored = {name: cut for name, cut in storage.cuts(cuts, groups.tied).items() if name in storage.source.tensors}
     small = models.build_twin(made.config)
     renamed = storage.renamed(small, cuts, groups.tied)
     return Plan(
@@ -53,9 +53,13 @@ def lower(
         removed={name: tuple(sorted(indices)) for name, indices in removed.items() if indices},
         tensors={name: cut for name, cut in stored.items() if cut is not None},
         names={
-            **{name: new for name, new in renamed.items() if name in source.tensors},
+            **{name: new for name, new in renamed.items() if name in storage.source.tensors},
             **{name: None for name, cut in stored.items() if cut is None},
-            **dict.fromkeys(storage.twice(source, groups.tied)),
+            **dict.fromkeys(storage.twice(groups.tied)),
+        },
+        stacks=storage.stacks,
+        parameters={
+            path: name for path, name in storage.named.items() if path != name and name in storage.source.tensors
         },
         config=config_json(made, source.config, small),
         route=made.route,

@@ -32,6 +32,12 @@ class Plan:
     names: Mapping[str, str | None] = field(
         default_factory=dict
     )  # new names of tensors; None where one goes as a whole
+    stacks: Mapping[str, Mapping[str, int]] = field(
+        default_factory=dict
+    )  # tensors that are taken apart, with the rows of the tensors that lie in them
+    parameters: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what parameters are called on disk, where that is another name
     contents: str = ""  # hash of the checkpoint's weights; empty where they were not read
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 
@@ -54,6 +60,8 @@ class Plan:
             "removed": removed,
             "tensors": tensors,
             "names": dict(self.names),
+            **({"stacks": {name: dict(rows) for name, rows in self.stacks.items()}} if self.stacks else {}),
+            **({"parameters": dict(self.parameters)} if self.parameters else {}),
             "changed": dict(self.changed),
             "config": dict(self.config),
         }
@@ -84,6 +92,8 @@ class Plan:
                 route=content["route"],
                 settings=content["settings"],
                 names=content["names"],
+                stacks=content.get("stacks", {}),
+                parameters=content.get("parameters", {}),
                 changed=content["changed"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

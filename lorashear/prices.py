@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn import functional
 
-from lorashear.checkpoint import NUMPY_DTYPES, Checkpoint
+from lorashear.checkpoint import NUMPY_DTYPES
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.loading import DTYPES
@@ -25,7 +25,7 @@ ROUNDS = 9
 SECONDS = 2e-3  # at least, for a round: longer than a clock's tick and a thread's waking
 
 
-def priced(groups: Groups, settings: Settings, source: Checkpoint, storage: Storage) -> Groups:
+def priced(groups: Groups, settings: Settings, storage: Storage) -> Groups:
     """The groups, such that their `Groups.count` is in what ``settings.cost`` says.
 
     Raises:
@@ -34,7 +34,7 @@ def priced(groups: Groups, settings: Settings, source: Checkpoint, storage: Stor
     if settings.cost == "parameters":
         return groups
     if settings.cost == "bytes":
-        prices = _bytes(groups, source, storage)
+        prices = _bytes(groups, storage)
     else:
         prices = _products(groups)
         if settings.cost == "latency":
@@ -45,13 +45,13 @@ def priced(groups: Groups, settings: Settings, source: Checkpoint, storage: Stor
     return groups.priced({name: price * WHOLE / total for name, price in prices.items()})
 
 
-def _bytes(groups: Groups, source: Checkpoint, storage: Storage) -> dict[str, float]:
+def _bytes(groups: Groups, storage: Storage) -> dict[str, float]:
     """As they are stored."""
     prices = dict.fromkeys(groups.tensors, 0.0)
     for name, part in storage.parts.items():
         parameter = groups.tied.get(part.parameter, part.parameter)
-        if parameter in prices and name in source.tensors:
-            prices[parameter] = float(NUMPY_DTYPES[source.tensors[name].dtype].itemsize)
+        if parameter in prices and name in storage.source.tensors:
+            prices[parameter] = float(NUMPY_DTYPES[storage.source.tensors[name].dtype].itemsize)
     return prices
 
 

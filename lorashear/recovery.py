@@ -79,8 +79,8 @@ def write(
 
 def opened(adapter: Path, base: Checkpoint, twin: PreTrainedModel) -> Adapter:
     """An adapter that was trained on the model of a checkpoint, whose names on disk may be other ones."""
-    parts = Storage.of(base, twin).parts
-    return Adapter.open(adapter, base, {part.parameter: name for name, part in parts.items() if not part.fixed})
+    storage = Storage.of(base, twin)
+    return Adapter.open(adapter, storage.source, storage.named)
 
 
 def noted(plan: Plan, folder: Path, merged: Mapping[str, str]) -> Plan:

@@ -35,7 +35,7 @@ def content(
     """The report of a run whose result lies in ``folder``; ``counted`` has the prices of what the ratio is of."""
     source, settings, windows, outcome = run.source, run.settings, run.windows, choice.outcome
     small = Checkpoint.open(folder)
-    counts = [_count(source, storage, groups, {}), _count(small, storage, groups, plan.names)]
+    counts = [_count(storage.source, storage, groups, {}), _count(small, storage, groups, plan.names)]
     left = counts[1] / counts[0]
     if settings.cost != "parameters":
         left = counted.count(groups.widths(outcome.removed)) / counted.count()

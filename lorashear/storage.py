@@ -9,17 +9,22 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import stored
 from lorashear.checkpoint import LEFT_OVER, Checkpoint, Part
+from lorashear.stored import stored
 from lorashear_ir.groups import TensorCut
 
 
 @dataclass(frozen=True)
 class Storage:
-    """`parts` has every tensor that the class stores, under the name that the checkpoint would have for it."""
+    """`parts` has every tensor that the class stores, under the name that the checkpoint would have for it.
 
+    In ``source`` parameters that lie in one tensor on disk are tensors of their own; ``stacks`` says which.
+    """
+
+    source: Checkpoint
     parts: Mapping[str, Part]
     prefix: str
+    stacks: Mapping[str, Mapping[str, int]]
 
     @classmethod
     def of(cls, source: Checkpoint, twin: PreTrainedModel) -> Storage:
@@ -29,31 +34,43 @@ class Storage:
             LorashearError: the class stores something that is no part of one parameter.
         """
         prefix = f"{twin.base_model_prefix}."
-        canonical = stored.parts(twin)
-        return cls({_spelled(name, prefix, source.tensors): part for name, part in canonical.items()}, prefix)
+        found = stored(twin)
+        stacks = {
+            name: {_like(name, piece, prefix): rows for piece, rows in pieces.items()}
+            for canonical, pieces in found.stacks.items()
+            if (name := _spelled(canonical, prefix, source.tensors)) in source.tensors
+        }
+        source = source.apart(stacks)
+        parts = {_spelled(name, prefix, source.tensors): part for name, part in found.parts.items()}
+        return cls(source, parts, prefix, stacks)
 
-    def check(self, source: Checkpoint, twin: PreTrainedModel) -> None:
+    @property
+    def named(self) -> dict[str, str]:
+        """What parameters that are stored as they are, are called on disk."""
+        return {part.parameter: name for name, part in self.parts.items() if not part.fixed}
+
+    def check(self, twin: PreTrainedModel) -> None:
         """Hold the checkpoint against it. Raises LorashearError for what is missing, misshapen or unexpected."""
         first = tied(twin)
         names = {part.parameter: name for name, part in self.parts.items()}
         aliases = {names[further]: names[original] for further, original in first.items() if further in names}
         left_over = "|".join([LEFT_OVER, *(twin._keys_to_ignore_on_load_unexpected or ())])
-        source.check_shapes({name: part.shape for name, part in self.parts.items()}, aliases, left_over)
+        self.source.check_shapes({name: part.shape for name, part in self.parts.items()}, aliases, left_over)
 
     def cuts(self, cuts: Mapping[str, TensorCut], first: Mapping[str, str]) -> dict[str, TensorCut | None]:
         """Cuts of parameters, by their first names, as cuts of stored tensors; None: it goes as a whole."""
         named = {name: first.get(part.parameter, part.parameter) for name, part in self.parts.items()}
         return {name: self.parts[name].cut(cuts[path]) for name, path in named.items() if path in cuts}
 
-    def twice(self, source: Checkpoint, first: Mapping[str, str]) -> list[str]:
+    def twice(self, first: Mapping[str, str]) -> list[str]:
         """Tensors on disk that are there under another name of the same parameter too, byte for byte."""
         held: dict[tuple[str, tuple[int, ...]], str] = {}
         found: list[str] = []
         by_first = sorted(self.parts.items(), key=lambda item: item[1].parameter in first)
         for name, part in by_first:
-            if name in source.tensors:
+            if name in self.source.tensors:
                 at = first.get(part.parameter, part.parameter), tuple(place.indices[0] for place in part.places)
-                if held.setdefault(at, name) != name and source.same(held[at], name):
+                if held.setdefault(at, name) != name and self.source.same(held[at], name):
                     found.append(name)
         return found
 
@@ -70,7 +87,7 @@ class Storage:
             fixed[part.parameter] = part.fixed
             at[part.parameter, tuple(part.places[dim].indices[0] for dim in part.fixed)].append(name)
         result: dict[str, str] = {}
-        for name, part in stored.parts(small).items():
+        for name, part in stored(small).parts.items():
             if not fixed[part.parameter]:
                 continue
             cut = cuts.get(first.get(part.parameter, part.parameter))

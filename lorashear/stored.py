@@ -7,7 +7,8 @@ number the entries along one dim; what comes out says where everything went, wha
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,19 @@ from lorashear.checkpoint import Part, Place
 from lorashear.errors import LorashearError
 
 
-def parts(model: PreTrainedModel) -> dict[str, Part]:
-    """For each tensor that a checkpoint of this class stores, by its name there, the part of a parameter that it is.
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint of a class stores. Parameters that lie in one tensor, one after the other, are tensors here too."""
+
+    parts: Mapping[str, Part]  # of what parameter each tensor is which part
+    stacks: Mapping[str, Mapping[str, int]]  # tensors on disk that hold several of those, with the rows of each
+
+
+def stored(model: PreTrainedModel) -> Stored:
+    """What checkpoints of the class of ``model`` store, by the names there.
 
     Raises:
-        LorashearError: a stored tensor is made of several parameters.
+        LorashearError: a stored tensor mixes several parameters.
     """
     held = model.state_dict()
     begins: dict[str, int] = {}
@@ -36,32 +45,64 @@ def parts(model: PreTrainedModel) -> dict[str, Part]:
         for dim in range(max((tensor.dim() for tensor in held.values()), default=0) or 1)
     ]
     names, firsts = list(begins), list(begins.values())
-    found: dict[str, Part] = {}
-    for stored, first in numbered[0].items():
-        parameter = names[bisect.bisect_right(firsts, int(first[(0,) * first.dim()])) - 1] if first.numel() else stored
-        shape = tuple(held[parameter].shape)
-        dims = [each[stored] for each in numbered[: len(shape)]]
-        places = tuple(_places(dims, shape, begins[parameter]))
-        if not _made_of(dims, places, shape, begins[parameter]):
-            raise LorashearError(
-                f"{type(model).__name__} stores tensor '{stored}' as a mixture of its parameters, so that it cannot be cut"
-            )
-        found[stored] = Part(parameter, tuple(first.shape), places)
-    return found
+    parts: dict[str, Part] = {}
+    stacks: dict[str, dict[str, int]] = {}
+    for stored, pieces in numbered[0].items():
+        alone = len(pieces) == 1
+        for number, piece in enumerate(pieces):
+            at = int(piece[(0,) * piece.dim()]) if piece.numel() else 0
+            parameter = names[bisect.bisect_right(firsts, at) - 1] if piece.numel() else stored
+            shape = tuple(held[parameter].shape)
+            dims = [each[stored][number] for each in numbered[: len(shape)]]
+            places = tuple(_places(dims, shape, begins[parameter]))
+            part = Part(parameter, tuple(piece.shape), places)
+            if not _made_of(dims, places, shape, begins[parameter]) or not (alone or _whole(part, shape)):
+                raise LorashearError(
+                    f"{type(model).__name__} stores tensor '{stored}' as a mixture of its parameters, so that it cannot "
+                    "be cut"
+                )
+            parts[stored if alone else parameter] = part
+            if not alone:
+                stacks.setdefault(stored, {})[parameter] = part.shape[0]
+    return Stored(parts, stacks)
 
 
 class _Views(TorchFunctionMode):
     """Numbers stay expanded from one dim, whatever the size of the tensor that they stand for."""
 
+    def __init__(self) -> None:
+        self._stacked: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {}
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.Tensor.contiguous:
+            return args[0]
+        if func is torch.cat and [*args[1:], kwargs.get("dim", 0)][0] == 0:
+            pieces = [piece for each in args[0] for piece in self.pieces(each)]
+            if len({each.untyped_storage().data_ptr() for each in pieces}) == len(pieces) > 1:  # of as many parameters
+                stacked = pieces[0].view(pieces[0].shape)
+                self._stacked[id(stacked)] = stacked, pieces
+                return stacked
+        return func(*args, **kwargs)
+
+    def pieces(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """What stands one after the other in a tensor, which is not made then."""
+        return self._stacked[id(tensor)][1] if id(tensor) in self._stacked else [tensor]
 
 
-def _stored(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    with _Views():
-        return revert_weight_conversion(model, tensors)
+def _whole(part: Part, shape: tuple[int, ...]) -> bool:
+    return part.shape == shape and all(
+        place.dim == dim and place.indices == range(size)
+        for dim, (place, size) in enumerate(zip(part.places, shape, strict=True))
+    )
+
+
+def _stored(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    views = _Views()
+    with views:
+        return {name: views.pieces(tensor) for name, tensor in revert_weight_conversion(model, tensors).items()}
 
 
 def _numbers(tensor: torch.Tensor, dim: int, begin: int) -> torch.Tensor:

@@ -253,6 +253,19 @@ def test_check_shapes(tmp_path: Path) -> None:
     checkpoint.check_shapes({"a": (2, 3)}, {})
 
 
+def test_several_in_one(tmp_path: Path) -> None:
+    """Rows of a tensor are read as tensors of their own, from the bytes where they lie."""
+    values = np.arange(11, dtype="<f4")
+    file = raw({"a": ("F32", [5, 2]), "b": ("F32", [1])}, data=values.tobytes())
+    whole = Checkpoint.open(folder_of(tmp_path, {SINGLE: file}))
+    found = whole.apart({"a": {"first": 3, "second": 2}})
+    assert list(found.tensors) == ["first", "second", "b"]
+    assert np.array_equal(np.concatenate([found.read("first"), found.read("second")]), whole.read("a"))
+    assert found.read("second").shape == (2, 2) and found.bytes == whole.bytes
+    with pytest.raises(LorashearError, match=r"tensor 'a' in .* has shape \[5, 2\], but 4 rows are asked for"):
+        whole.apart({"a": {"first": 4}})
+
+
 def test_digest_sees_config_and_layout_only(tmp_path: Path) -> None:
     def digest(file: bytes, config: dict[str, Any]) -> str:
         return Checkpoint.open(folder_of(tmp_path, {SINGLE: file}, config)).digest()

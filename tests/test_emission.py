@@ -28,12 +28,12 @@ pytestmark = [
 
 ODD = [
     name
-    for name in ("internlm3", "llama4_text", "axk1", "laguna", "minicpm3", "beam", "dbrx")
+    for name in ("internlm3", "llama4_text", "axk1", "laguna", "minicpm3", "beam", "dbrx", "hrm_text")
     if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 ]
 """Another config's class; a prefix that no parameter has; names that would be read as others if changed twice; a
 width that the class reads from its config while it runs; a number of each layer that looks like heads that only one loses;
-attributes of which a wrong value leads further at first."""
+attributes of which a wrong value leads further at first; several parameters in one tensor on disk."""
 
 CASES = [
     *map(apart, (*NAMED, *ODD)),
