@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     **{"num_experts_per_tok": 2, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 24, "moe_k": 2},
     **{"num_shared_experts": 1, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 8),
+    "zero_expert_num": 3,
     # latent attention
     **{"kv_lora_rank": 12, "q_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 6},
     # state-space models and linear attention
