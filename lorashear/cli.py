@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
+ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -98,6 +99,7 @@ def compile_(
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
     context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
     apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
+    shard_size: ShardSize = "5GB",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
     revision: Revision = None,
@@ -109,6 +111,7 @@ def compile_(
 ) -> None:
     """A model folder in, a smaller ordinary one out."""
     from lorashear.compiler import compile
+    from lorashear.layout import shard_bytes
 
     with Terminal() as terminal:
 
@@ -141,6 +144,7 @@ def compile_(
             unprunable_ratio=unprunable_ratio,
             context=context,
             packed=not apart,
+            shard_bytes=shard_bytes(shard_size),
             device=device,
             dtype=dtype,
             revision=revision,
@@ -226,7 +230,7 @@ def apply(
     out: Annotated[Path, typer.Option(help="result folder")],
     lora: Annotated[Path | None, typer.Option(help="folder of a trained LoRA adapter of the model")] = None,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it, cut to fit")] = "merge",
-    shard_size: Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")] = "5GB",
+    shard_size: ShardSize = "5GB",
     check_contents: Annotated[
         bool,
         typer.Option("--check-contents", help="refuse other weights too, not only other shapes; reads them once more"),

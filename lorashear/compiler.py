@@ -213,7 +213,8 @@ def _sliced(
 ) -> Plan:
     """Write what the plan makes of the source, and of what stands beside it; the plan with all hashes."""
     trained = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
-    wanted = wanted_slice(plan, run.source, replace=replace, merged=trained if merge else None)
+    most = run.settings.shard_bytes
+    wanted = wanted_slice(plan, run.source, replace=replace, shard_bytes=most, merged=trained if merge else None)
     kept = None if merge else trained
     write_folder(plan, wanted, folder, kept=kept, progress=partial(run.stage.progress, "slice"))
     if trained is None or choice.adapter is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorashear.errors import LorashearError
+from lorashear.layout import SHARD_BYTES
 
 KINDS = ("head", "query", "ffn", "hidden")
 CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
@@ -49,6 +50,7 @@ class Settings:
     windows: int = 128  # calibration windows
     packed: bool = True  # documents stand on end and are cut into windows; False: one document a window
     context: int | None = None  # tokens a window; by default the model's context, at most 512
+    shard_bytes: int = SHARD_BYTES  # of a weights file at most, but for a tensor that is larger
     device: str = "cpu"
     dtype: str | None = None  # to compute in; by default float32 on a CPU, else as stored
     seed: int = 0
@@ -75,6 +77,8 @@ class Settings:
             raise LorashearError(f"windows is {self.windows}; calibration needs 1 or more")
         if self.context is not None and self.context < 8:
             raise LorashearError(f"context is {self.context}; a window needs 8 tokens or more")
+        if self.shard_bytes < 1:
+            raise LorashearError(f"shard_bytes is {self.shard_bytes}; a weights file has 1 or more")
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
         if self.tokens is None and not self.one_shot:

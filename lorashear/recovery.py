@@ -68,7 +68,12 @@ def write(
     small = Checkpoint.open(pruned)
     found = opened(adapter, small, models.build_twin(models.read_config(pruned)))
     merge = settings.adapter == "merge"
-    write_folder(plan, Slice.of(small, {}, merged=found if merge else None), folder, progress=progress)
+    write_folder(
+        plan,
+        Slice.of(small, {}, shard_bytes=settings.shard_bytes, merged=found if merge else None),
+        folder,
+        progress=progress,
+    )
     shutil.copyfile(adapter / LOG, folder / "lorashear" / LOG)
     if merge:
         source = {new: name for name, new in plan.names.items() if new is not None}

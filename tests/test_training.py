@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,10 +242,15 @@ def test_other_families_train_as_well(family: str, lhspg: float, folder: Path, t
 def test_the_same_seed_gives_the_same_bytes(
     folder: Path, text: Path, tmp_path: Path, compiled: dict[str, lorashear.CompileResult]
 ) -> None:
-    again = lorashear.compile(folder, 0.3, tmp_path / "b", text=text, windows=8, tokens=3000, context=32, rank=3)
-    first, second = (load_file(each.folder / "model.safetensors") for each in (compiled["merge"], again))
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert again.plan == compiled["merge"].plan
+    """In however many files."""
+    settings = {"windows": 8, "tokens": 3000, "context": 32, "rank": 3, "shard_bytes": 8000}
+    again = lorashear.compile(folder, 0.3, tmp_path / "b", text=text, **settings)
+    first = load_file(compiled["merge"].folder / "model.safetensors")
+    files = sorted(again.folder.glob("model-0*-of-*.safetensors"))
+    assert len(files) > 3 and (again.folder / "model.safetensors.index.json").is_file()
+    second = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert replace(again.plan, settings={}) == replace(compiled["merge"].plan, settings={})
 
 
 def test_training_helps_text_that_it_did_not_see(folder: Path, text: Path, tmp_path: Path) -> None:
