@@ -33,6 +33,8 @@ Removed = Mapping[str, Collection[int]]
 
 MOST = 64
 """Combinations that are all tried."""
+KEPT = 256
+"""Configs whose shapes are kept."""
 
 
 def new_sizes(groups: Groups, removed: Removed) -> dict[str, int]:
@@ -230,9 +232,21 @@ def missing(config: PreTrainedConfig, wanted: Shapes, *, whole: bool) -> float:
 
 def stored_shapes(config: PreTrainedConfig) -> Shapes:
     """The shape of every tensor that a model of the config stores, each tied one once."""
+    content = type(config), repr(config.to_dict())
+    if content not in _SHAPES:
+        if len(_SHAPES) >= KEPT:
+            _SHAPES.clear()
+        _SHAPES[content] = _stored_shapes(config)
+    return _SHAPES[content]
+
+
+def _stored_shapes(config: PreTrainedConfig) -> Shapes:
     model = build(config, "meta")
     stored = model.state_dict()
     return {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers()) if n in stored}
+
+
+_SHAPES: dict[tuple[type, str], Shapes] = {}  # the same few changes are tried for one width after another
 
 
 def build(config: PreTrainedConfig, device: str) -> torch.nn.Module:
