@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,17 @@ def test_a_gate_waits_where_the_loss_wants_its_structure_back() -> None:
     gates.close()
     model(torch.ones(4, 2)).mean().backward()
     assert not gates._moments["ffn"].any()
+
+
+def test_gates_hold_no_activation_beyond_the_step() -> None:
+    """Nor anything else: a run would grow with every step."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 1, bias=False))
+    Gates(model, [("1", "ffn", torch.tensor([[0]]))], {"ffn": 1}, 8)
+    seen: list[weakref.ref[torch.Tensor]] = []
+    model[1].register_forward_pre_hook(lambda _, given: seen.append(weakref.ref(given[0])))
+    model(torch.ones(4, 2)).mean().backward()
+    gc.collect()
+    assert seen and seen[0]() is None
 
 
 def test_the_gradient_of_a_gate_is_that_of_the_loss() -> None:

@@ -59,8 +59,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 UNTRAINED = ("dense", "uniform: one-shot", "per layer: one-shot")
 CONTROL = "uniform: one-shot + LoRA"
-RATES = (0.5, 1.0, 2.0)
-"""Of the default learning rate."""
+FACTORS = tuple(2.0**power for power in range(-3, 3))
+"""Of the default learning rate: the default itself and its half are tried, and on from the better one while that helps."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Results:
 
     def best(self, subject: Subject, ratio: float, row: str, tokens: int) -> Trial | None:
         """The row at the learning rate that suits the valid split best; None where none was run."""
-        trials = [Trial(subject, ratio, row, tokens, rate) for rate in (RATES if row not in UNTRAINED else (1.0,))]
+        trials = [Trial(subject, ratio, row, tokens, rate) for rate in FACTORS]
         done = [(found["valid"], trial) for trial in trials if (found := self.of(trial)) and "valid" in found]
         return min(done, key=lambda each: each[0])[1] if done else None
 
@@ -183,10 +183,18 @@ def _quiet() -> None:
 
 
 def make(results: Results, pool: Any, subject: Subject, ratio: float, tokens: int, seeds: int) -> None:
-    """All runs of a model at a ratio: at each learning rate, then at the best of them with further seeds."""
-    rates = {row: (1.0,) if row in UNTRAINED else RATES for row in ROWS}
-    results.make([Trial(subject, ratio, row, tokens, rate) for row in ROWS for rate in rates[row]], pool)
-    best = [results.best(subject, ratio, row, tokens) for row in ROWS if row not in UNTRAINED]
+    """All runs of a model at a ratio: for each row the learning rate, then that with further seeds."""
+    results.make([Trial(subject, ratio, row, tokens) for row in ROWS], pool)
+    trained = [row for row in ROWS if row not in UNTRAINED]
+    tried = [Trial(subject, ratio, row, tokens, 0.5) for row in trained]
+    while tried:
+        results.make(tried, pool)
+        tried = []
+        for row in trained:
+            best = results.best(subject, ratio, row, tokens)
+            around = [replace(best, rate=best.rate * by) for by in (0.5, 2.0)] if best else []
+            tried += [each for each in around if each.rate in FACTORS and results.of(each) is None]
+    best = [results.best(subject, ratio, row, tokens) for row in trained]
     results.make([replace(each, seed=seed) for seed in range(1, seeds) for each in best if each], pool)
 
 

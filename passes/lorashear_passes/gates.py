@@ -63,8 +63,10 @@ class Gates:
             if not value.requires_grad:
                 return
 
+            held = value.detach()  # a hook that holds its own tensor would keep both for ever
+
             def arrived(gradient: Tensor) -> None:
-                moment = (gradient * value.detach()).flatten(0, -2).float().sum(0)
+                moment = (gradient * held).flatten(0, -2).float().sum(0)
                 self._moments[name] += moment[columns.to(moment.device)].sum(1).cpu()
 
             value.register_hook(arrived)
