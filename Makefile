@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-lhspg families round-trips study study-training clean
+.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-lhspg families round-trips study study-training study-forms clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -55,8 +55,11 @@ round-trips: .venv/stamp  ## every language model of transformers pruned, saved 
 study: .venv/stamp  ## what ranks, refits and splits are worth (docs/measurements.md); half an hour
 	$(BIN)/python tools/study_criteria.py
 
-study-training: .venv/stamp  ## what training brings after or while pruning (docs/measurements.md); an hour
+study-training: .venv/stamp  ## what training brings after or while pruning (docs/measurements.md); some hours, goes on when stopped
 	$(BIN)/python tools/study_training.py
+
+study-forms: .venv/stamp  ## which forms of pruning and training help, on one model; half an hour, goes on when stopped
+	$(BIN)/python tools/study_forms.py
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -3,8 +3,9 @@
     python tools/study_training.py [--shared ../shared/data] [--only NAME ...] [--ratio 0.5] [--tokens 300000] [--seeds 3]
 
 Prunes the checkpoint that ships with the repository and, where the folder --shared is there, two models of stories, one of
-them on a story a window. Everything is chosen on train and valid text: each trained row takes the learning rate, of three,
-that gives the lowest perplexity on the valid split, and is run with that at further seeds. Perplexities are of the test split.
+them on a story a window. Everything is chosen on train and valid text: each trained row takes the learning rate, halved or
+doubled as long as that helps, of the lowest perplexity on the valid split, and is run with that at further seeds. Perplexities
+are of the test split.
 
 A run is a line of the file --results; runs that it has are not made again, so a study that was stopped goes on. --table
 prints what is there.
@@ -13,33 +14,25 @@ prints what is there.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+from transformers.utils.logging import disable_progress_bar
 
-import lorashear
-from lorashear import data, training
-from lorashear.config import BATCH
-from lorashear.evaluate import perplexity
 from subjects import CONTEXT, SHARED, TEST, Subject, subjects
+from trials import ADAPTED, DENSE, Results, Trial, workers
 
 PRUNED: dict[str, dict[str, Any]] = {
-    "one-shot": {"one_shot": True},
+    "one-shot": {"tokens": None},
     "one-shot + LoRA": {},
     "LHSPG as in the paper": {
         **{"lhspg": 0.5, "warm_up": 0.2, "periods": 3, "policy": "half-space"},
@@ -50,103 +43,42 @@ PRUNED: dict[str, dict[str, Any]] = {
 """Settings of `lorashear.compile`. As in the paper: a warm-up, periods, the half-space policy, ranked by the gradients of the
 adapters, without refit or divergence. The best form: one straight ramp in the first fifth of the steps, refitted."""
 ROWS: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "dense + LoRA": {},
+    DENSE: {"tokens": None},
+    ADAPTED: {},
     **{
         f"{kind}: {label}": {**more, "per_layer": kind == "per layer"}
         for kind, (label, more) in product(("uniform", "per layer"), PRUNED.items())
     },
 }
-UNTRAINED = ("dense", "uniform: one-shot", "per layer: one-shot")
 CONTROL = "uniform: one-shot + LoRA"
 FACTORS = tuple(2.0**power for power in range(-3, 3))
 """Of the default learning rate: the default itself and its half are tried, and on from the better one while that helps."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One run: a row of the table at a learning rate and a seed."""
-
-    subject: Subject
-    ratio: float
-    row: str
-    tokens: int
-    rate: float = 1.0
-    seed: int = 0
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What it is known by in the file of results."""
-        about = {"model": self.subject.folder.name, "removed": self.ratio, "row": self.row, "settings": ROWS[self.row]}
-        return {**about, "tokens": self.tokens, "rate": self.rate, "seed": self.seed}
+def trials(subject: Subject, ratio: float, tokens: int) -> dict[str, Trial]:
+    """A run of every row at the default learning rate and the first seed."""
+    return {row: Trial(subject, ratio, row, {"tokens": tokens, **more}) for row, more in ROWS.items()}
 
 
-def run(trial: Trial) -> dict[str, Any]:
-    """Its key, perplexities on the valid and test split, and seconds."""
-    started = time.perf_counter()
-    subject, packed = trial.subject, not trial.subject.single
-    try:
-        model = _model(trial, packed)
-    except lorashear.LorashearError as error:  # a loss that is no number
-        return {**trial.key, "failed": str(error)}
-    tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-    found = {}
-    for split in ("valid", "test"):
-        windows = data.windows(tokenizer, data.read_texts([subject.text[split]]), CONTEXT, TEST, packed=packed)
-        found[split] = round(perplexity(model, windows).perplexity, 4)
-    return {**trial.key, **found, "seconds": round(time.perf_counter() - started)}
+def make(results: Results, pool: Any, first: dict[str, Trial], seeds: int) -> None:
+    """All runs of a model at a ratio: for each row the learning rate, then that with further seeds."""
+    results.make(first.values(), pool)
+    trained = [trial for trial in first.values() if trial.settings["tokens"]]
+    tried = [replace(trial, rate=0.5) for trial in trained]
+    while tried:
+        results.make(tried, pool)
+        best = [best for trial in trained if (best := tuned(results, trial))]
+        around = [replace(trial, rate=trial.rate * by) for trial in best for by in (0.5, 2.0)]
+        tried = [trial for trial in around if trial.rate in FACTORS and results.of(trial) is None]
+    best = [best for trial in trained if (best := tuned(results, trial))]
+    results.make([replace(trial, seed=seed) for seed in range(1, seeds) for trial in best], pool)
 
 
-def _model(trial: Trial, packed: bool) -> Any:
-    subject, more = trial.subject, ROWS[trial.row]
-    dense = lorashear.load(subject.folder).float()
-    rate = trial.rate * training.default_rate(dense.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-    if trial.row == "dense":
-        return dense
-    if trial.row == "dense + LoRA":
-        tokenizer, train = AutoTokenizer.from_pretrained(subject.folder), data.read_texts([subject.text["train"]])
-        windows = data.windows(tokenizer, train, CONTEXT, -(-trial.tokens // CONTEXT), trial.seed, packed=packed)
-        steps = round(trial.tokens * len(windows) / (BATCH * data.tokens_in(windows)))
-        if not packed:  # shorter ones, so more of them
-            windows = data.windows(tokenizer, train, CONTEXT, steps * BATCH, trial.seed, packed=packed)
-        carrying = training.adapted(dense, rank=16, seed=trial.seed)
-        training.train(carrying, windows, training.Recipe(steps, rate, distill=0.0, seed=trial.seed))
-        return carrying
-    settings = {"seed": trial.seed, "packed": packed, "context": CONTEXT, "learning_rate": rate, **more}
-    settings["tokens"] = None if "one_shot" in more else trial.tokens
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out"
-        return lorashear.compile(subject.folder, trial.ratio, out, text=subject.text["train"], **settings).model.float()
-
-
-class Results:
-    """The runs that were made, in a file that grows by a line a run."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.runs: list[dict[str, Any]] = []
-        if file.exists():
-            self.runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-    def of(self, trial: Trial) -> dict[str, Any] | None:
-        return next((each for each in self.runs if trial.key.items() <= each.items()), None)
-
-    def add(self, run: dict[str, Any]) -> None:
-        self.runs.append(run)
-        with self.file.open("a", encoding="utf-8") as file:
-            print(json.dumps(run), file=file)
-
-    def make(self, trials: Iterable[Trial], pool: Any) -> None:
-        """Those that are not there yet."""
-        missing = [trial for trial in trials if self.of(trial) is None]
-        for made in tqdm(pool.imap_unordered(run, missing), total=len(missing), unit="run", disable=not missing):
-            self.add(made)
-
-    def best(self, subject: Subject, ratio: float, row: str, tokens: int) -> Trial | None:
-        """The row at the learning rate that suits the valid split best; None where none was run."""
-        trials = [Trial(subject, ratio, row, tokens, rate) for rate in FACTORS]
-        done = [(found["valid"], trial) for trial in trials if (found := self.of(trial)) and "valid" in found]
-        return min(done, key=lambda each: each[0])[1] if done else None
+def tuned(results: Results, trial: Trial) -> Trial | None:
+    """The run at the learning rate that suits the valid split best; None where there is none."""
+    tried = [replace(trial, rate=rate) for rate in FACTORS]
+    done = [(found["valid"], each) for each in tried if (found := results.of(each)) and "valid" in found]
+    return min(done, key=lambda each: each[0])[1] if done else None
 
 
 def table(results: Results, some: Sequence[tuple[Subject, float]], tokens: int, seeds: int) -> None:
@@ -159,43 +91,19 @@ def table(results: Results, some: Sequence[tuple[Subject, float]], tokens: int, 
     print("|---|---|---|---:|---|---:|---:|")
     for subject, ratio in some:
         found: dict[str, tuple[Trial, list[float]]] = {}
-        for row in ROWS:
-            if best := results.best(subject, ratio, row, tokens):
+        for row, trial in trials(subject, ratio, tokens).items():
+            if best := tuned(results, trial):
                 runs = [results.of(replace(best, seed=seed)) for seed in range(seeds)]
                 found[row] = best, [run["test"] for run in runs if run and "test" in run]
         means = {row: statistics.mean(tests) for row, (_, tests) in found.items()}
         for row, (best, tests) in found.items():
+            pruned = row not in (DENSE, ADAPTED) and bool(best.settings["tokens"])
             closed = ""
-            if row.startswith(("uniform", "per layer")) and row not in UNTRAINED and CONTROL in means:
-                closed = f"{(means[CONTROL] - means[row]) / (means[CONTROL] - means['dense']):.0%}"
-            rate = "" if row in UNTRAINED else f"{best.rate:g} ×"
+            if pruned and CONTROL in means:
+                closed = f"{(means[CONTROL] - means[row]) / (means[CONTROL] - means[DENSE]):.0%}"
+            rate = f"{best.rate:g} ×" if best.settings["tokens"] else ""
             shown = " / ".join(f"{each:.3f}" for each in tests)
-            print(
-                f"| {subject.folder.name} | {ratio:.0%} | {row} | {rate} | {shown} | {means[row]:.3f} | {closed} |",
-                flush=True,
-            )
-
-
-def _quiet() -> None:
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    set_verbosity_error()
-
-
-def make(results: Results, pool: Any, subject: Subject, ratio: float, tokens: int, seeds: int) -> None:
-    """All runs of a model at a ratio: for each row the learning rate, then that with further seeds."""
-    results.make([Trial(subject, ratio, row, tokens) for row in ROWS], pool)
-    trained = [row for row in ROWS if row not in UNTRAINED]
-    tried = [Trial(subject, ratio, row, tokens, 0.5) for row in trained]
-    while tried:
-        results.make(tried, pool)
-        tried = []
-        for row in trained:
-            best = results.best(subject, ratio, row, tokens)
-            around = [replace(best, rate=best.rate * by) for by in (0.5, 2.0)] if best else []
-            tried += [each for each in around if each.rate in FACTORS and results.of(each) is None]
-    best = [results.best(subject, ratio, row, tokens) for row in trained]
-    results.make([replace(each, seed=seed) for seed in range(1, seeds) for each in best if each], pool)
+            print(f"| {subject.folder.name} | {ratio:.0%} | {row} | {rate} | {shown} | {means[row]:.3f} | {closed} |")
 
 
 def main() -> None:
@@ -205,23 +113,23 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, help="one instead of the two of each model")
     parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on, of the rows that train")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument("--results", type=Path, default=Path("training-runs.jsonl"))
     parser.add_argument("--table", action="store_true", help="print what is there, and run nothing")
     args = parser.parse_args()
+    disable_progress_bar()
     results = Results(args.results)
     with tempfile.TemporaryDirectory() as scratch, suppress(KeyboardInterrupt):
-        os.environ.setdefault("LORASHEAR_CACHE", f"{scratch}/cache")
         some = [
             (subject, ratio)
             for subject in subjects(args.shared, Path(scratch))
-            if subject.folder.name in (args.only or (subject.folder.name,)) and subject.folder.name != "stories260k"
+            if (subject.folder.name in args.only if args.only else subject.folder.name != "stories260k")
             for ratio in ([args.ratio] if args.ratio else subject.ratios)
         ]
         if not args.table:
-            with multiprocessing.get_context("spawn").Pool(args.jobs, initializer=_quiet) as pool:
+            with workers(args.jobs, Path(scratch)) as pool:
                 for subject, ratio in some:
-                    make(results, pool, subject, ratio, args.tokens, args.seeds)
+                    make(results, pool, trials(subject, ratio, args.tokens), args.seeds)
         table(results, some, args.tokens, args.seeds)
 
 
