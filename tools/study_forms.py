@@ -213,6 +213,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "divergence alone": {"distill": 1.0},
     "widths refined in context": {"within": refined},
     "widths from learned gates": {"within": gated},
+    "in two steps, the first to 30 % in a third of the tokens": {"through": 0.3},
     "LHSPG: a ramp in 5 % of the steps": {"lhspg": 0.05},
     "LHSPG: a ramp in 20 %": {"lhspg": 0.2},
     "LHSPG: a ramp in 20 %, without the refit": {"lhspg": 0.2, "compensate": False},

@@ -40,7 +40,8 @@ class Trial:
     ratio: float
     row: str
     settings: Mapping[str, Any]
-    """Of `lorashear.compile`; `tokens` are those to train on, None for none."""
+    """Of `lorashear.compile`; ``tokens`` are those to train on, None for none; with ``through`` it is pruned to that ratio
+    first, and trained on a third of them."""
     rate: float = 1.0
     seed: int = 0
     within: Callable[[Trial], AbstractContextManager[None]] = field(default=_as_it_is, compare=False)
@@ -80,11 +81,16 @@ def _model(trial: Trial, tokenizer: Any, packed: bool) -> Any:
         carrying = training.adapted(dense, rank=16, seed=trial.seed)
         training.train(carrying, windows, training.Recipe(steps, rate, distill=0.0, seed=trial.seed))
         return carrying
-    settings |= {"one_shot": settings["tokens"] is None, "learning_rate": rate}
+    tokens, through = settings.pop("tokens"), settings.pop("through", None)
+    settings |= {"one_shot": tokens is None, "learning_rate": rate, "text": subject.text["train"]}
     settings |= {"seed": trial.seed, "packed": packed, "context": CONTEXT}
+    folder, ratio = subject.folder, trial.ratio
     with trial.within(trial), tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out"
-        return lorashear.compile(subject.folder, trial.ratio, out, text=subject.text["train"], **settings).model.float()
+        if through:
+            folder = Path(scratch) / "first"
+            lorashear.compile(subject.folder, through, folder, tokens=tokens // 3, **settings)
+            tokens, ratio = tokens - tokens // 3, 1 - (1 - ratio) / (1 - through)
+        return lorashear.compile(folder, ratio, Path(scratch) / "out", tokens=tokens, **settings).model.float()
 
 
 def text(trial: Trial, tokenizer: Any, tokens: int) -> tuple[torch.Tensor, int]:
