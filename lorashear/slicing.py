@@ -6,8 +6,9 @@ Nothing here imports torch. The gather moves bytes and knows no dtypes; only a s
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +26,8 @@ from lorashear_ir.groups import TensorCut
 
 _BLOCK = 1 << 20  # bytes; measured best for gather and pwrite (a block stays in the cache between the two)
 
-SYNC_BYTES = 256_000_000
-"""How much may have to be written again after a stop."""
+SYNC_BYTES = 64_000_000
+"""How much is written before the disk is asked to keep it, beside the writing of more: about what a stop may cost."""
 
 _WHOLE = TensorCut({})
 _Buffers = tuple[np.ndarray, np.ndarray]
@@ -130,19 +131,27 @@ def write_slice(
     total, done = wanted.layout.bytes, 0
     buffers = (np.empty(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8))
     for shard in wanted.layout.shards:
-        with NewFile(folder / shard.name, journal.position(shard.name) if journal else 0) as file:
+        at = journal.position(shard.name) if journal else 0
+        with NewFile(folder / shard.name, at) as file, ThreadPoolExecutor(1) as flusher:
             if file.position == 0:
                 file.write(shard.header)
-            synced = file.position
+            flushed: deque[tuple[int, Future[None]]] = deque()  # positions, and when all before them is on disk
+            begun = file.position
             for tensor in shard.tensors:
                 if tensor.end > file.position:
                     for block in wanted.blocks(tensor.name, buffers):
                         file.write(block)
-                if journal and file.position - synced >= SYNC_BYTES:
-                    file.flush()
-                    journal.note(shard.name, synced := file.position)
+                if file.position - begun >= SYNC_BYTES:
+                    begun = file.position
+                    flushed.append((begun, flusher.submit(file.flush)))
+                while journal and flushed and flushed[0][1].done():
+                    position, flush = flushed.popleft()
+                    flush.result()
+                    journal.note(shard.name, position)
                 if progress:
                     progress(done + file.position, total)
+            for _, flush in flushed:
+                flush.result()
             file.flush()
         if journal:
             journal.note(shard.name, shard.bytes)

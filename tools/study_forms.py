@@ -118,7 +118,11 @@ class Gates:
                     for n, x in self.learned.items()
                 )
                 low, high = (middle, high) if gone < share * self.budget else (low, middle)
-        return {name: ((x - low) / heat).sigmoid() for name, x in self.learned.items()}
+            slopes = {n: self.costs[n] * (g := ((x - low) / heat).sigmoid()) * (1 - g) for n, x in self.learned.items()}
+            total = sum(float(slope.sum()) for slope in slopes.values())
+        # The threshold moves with what is learned, so that a gate only gains what others lose.
+        moved = sum((slopes[n] / max(total, 1e-9) * (x - x.detach())).sum() for n, x in self.learned.items())
+        return {name: ((x - low - moved) / heat).sigmoid() for name, x in self.learned.items()}
 
     def train(self, model: Any, dense: Any, surgeon: Surgeon, windows: torch.Tensor, trial: Trial) -> None:
         """With an adapter on ``model``, at text and divergence; the budget is reached in half of the steps."""
@@ -235,6 +239,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument("--results", type=Path, default=Path("form-runs.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print what is there, and run nothing")
     args = parser.parse_args()
     disable_progress_bar()
     results = Results(args.results)
@@ -249,8 +254,9 @@ def main() -> None:
             rows[label] = [
                 Trial(subject, args.ratio, label, settings, rate, **within) for rate in (args.rate, args.rate / 2)
             ]
-        with workers(args.jobs, Path(scratch)) as pool:
-            results.make([trial for trials in rows.values() for trial in trials], pool)
+        if not args.table:
+            with workers(args.jobs, Path(scratch)) as pool:
+                results.make([trial for trials in rows.values() for trial in trials], pool)
         print(
             f"{args.model}, {args.ratio:.0%} of all parameters removed, widths per layer; {args.tokens:,} tokens in windows "
             f"of {CONTEXT}, {TEST} valid and {TEST} test windows, fp32, CPU, torch {torch.__version__}, seed 0\n"
