@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lorashear.errors import LorashearError
 from lorashear_ir.groups import TensorCut
 
@@ -42,9 +44,10 @@ class Plan:
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 
     def to_json(self) -> str:
+        ranges = cache(_ranges)  # most tensors keep what others keep
         tensors = {
             name: {
-                "keep": {str(dim): _ranges(kept) for dim, kept in cut.keep.items()},
+                "keep": {str(dim): ranges(kept) for dim, kept in cut.keep.items()},
                 **({"scale": cut.scale} if cut.scale != 1.0 else {}),
                 **({"offset": cut.offset} if cut.offset else {}),
             }
@@ -114,13 +117,12 @@ class Plan:
 
 def _ranges(indices: Collection[int]) -> str:
     """``0-3,7`` for 0, 1, 2, 3, 7."""
-    parts: list[list[int]] = []
-    for index in sorted(indices):
-        if parts and parts[-1][1] == index - 1:
-            parts[-1][1] = index
-        else:
-            parts.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    chosen = np.sort(np.fromiter(indices, np.int64, len(indices)))
+    ends = np.flatnonzero(np.diff(chosen, append=chosen[-1:] + 2) != 1)
+    firsts = chosen[np.concatenate([[0], ends[:-1] + 1])] if len(chosen) else chosen
+    return ",".join(
+        str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts.tolist(), chosen[ends].tolist(), strict=True)
+    )
 
 
 def _indices(text: str) -> tuple[int, ...]:

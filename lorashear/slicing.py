@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -135,7 +134,7 @@ def write_slice(
         with NewFile(folder / shard.name, at) as file, ThreadPoolExecutor(1) as flusher:
             if file.position == 0:
                 file.write(shard.header)
-            flushed: deque[tuple[int, Future[None]]] = deque()  # positions, and when all before them is on disk
+            kept: deque[Future[None]] = deque()
             begun = file.position
             for tensor in shard.tensors:
                 if tensor.end > file.position:
@@ -143,23 +142,26 @@ def write_slice(
                         file.write(block)
                 if file.position - begun >= SYNC_BYTES:
                     begun = file.position
-                    flushed.append((begun, flusher.submit(file.flush)))
-                while journal and flushed and flushed[0][1].done():
-                    position, flush = flushed.popleft()
-                    flush.result()
-                    journal.note(shard.name, position)
+                    kept.append(flusher.submit(_keep, file, begun, journal))
+                while kept and kept[0].done():
+                    kept.popleft().result()
                 if progress:
                     progress(done + file.position, total)
-            for _, flush in flushed:
+            kept.append(flusher.submit(_keep, file, file.position, journal))
+            for flush in kept:
                 flush.result()
-            file.flush()
-        if journal:
-            journal.note(shard.name, shard.bytes)
         done += shard.bytes
     if wanted.layout.index:
         with NewFile(folder / INDEX) as file:
             file.write(wanted.layout.index)
             file.flush()
+
+
+def _keep(file: NewFile, position: int, journal: Journal | None) -> None:
+    """All before a position to disk, and then that noted: both wait for the disk, so neither is for the writing thread."""
+    file.flush()
+    if journal:
+        journal.note(file.path.name, position)
 
 
 def buffer_bytes(wanted: Slice) -> int:
@@ -178,7 +180,7 @@ def _final_shape(name: str, shape: tuple[int, ...], cut: TensorCut) -> tuple[int
     for dim, kept in cut.keep.items():
         if not 0 <= dim < len(shape):
             raise LorashearError(f"tensor '{name}' of shape {list(shape)} has no dimension {dim} to cut")
-        if any(a >= b for a, b in pairwise(kept)):
+        if (np.diff(np.asarray(kept, np.int64)) <= 0).any():
             raise LorashearError(f"tensor '{name}': the indices to keep of dimension {dim} must ascend without repeats")
         if kept and not 0 <= kept[0] <= kept[-1] < shape[dim]:
             raise LorashearError(
