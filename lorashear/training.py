@@ -38,9 +38,9 @@ class Recipe:
 
     steps: int
     rate: float  # the highest learning rate; a cosine leads down from it to zero
-    rank: int = 16
+    rank: int = Settings.rank
     batch: int = BATCH  # windows a step
-    distill: float = 0.5  # weight of the divergence from the dense model, 1 minus it that of the text's own tokens
+    distill: float = Settings.distill  # weight of the divergence from the dense model, the rest that of the text itself
     seed: int = 0
 
 

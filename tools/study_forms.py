@@ -214,6 +214,7 @@ def regrowing(_: Trial) -> Iterator[None]:
 FORMS: dict[str, dict[str, Any]] = {
     "one-shot + LoRA": {},
     "text alone, no divergence": {"distill": 0.0},
+    "divergence: half of the loss": {"distill": 0.5},
     "divergence alone": {"distill": 1.0},
     "widths refined in context": {"within": refined},
     "widths from learned gates": {"within": gated},
