@@ -37,7 +37,7 @@ def slowly(self, block):
     if not begun:
         begun.append(print("begin", flush=True))
     write(self, block)
-    time.sleep(0.004)
+    time.sleep(PAUSE)
 begun = []
 output.NewFile.write = slowly
 from lorashear.checkpoint import Checkpoint
@@ -82,8 +82,9 @@ def wanted(model: Path, plan: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return found
 
 
-def started(model: Path, plan: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOWLY, "apply", plan, model, "--out", out, "--shard-size", "9000", *more]
+def started(model: Path, plan: Path, out: Path, *more: str, pause: float = 0.004) -> subprocess.Popen[str]:
+    """Running, with a pause in seconds after every block."""
+    command = [sys.executable, "-c", SLOWLY.replace("PAUSE", str(pause)), "apply", plan, model, "--out", out, "--shard-size", "9000", *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         [str(each) for each in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -115,7 +116,7 @@ def test_killed_at_any_time_it_goes_on_to_the_same_bytes(
 
 def test_ctrl_c_says_how_to_go_on(model: Path, plan: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:
     notes = tmp_path / ".out.lorashear.json"
-    with started(model, plan, tmp_path / "out") as process:
+    with started(model, plan, tmp_path / "out", pause=0.05) as process:
         while "00002" not in notes.read_text():
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
