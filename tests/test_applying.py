@@ -84,19 +84,8 @@ def wanted(model: Path, plan: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def started(model: Path, plan: Path, out: Path, *more: str, pause: float = 0.004) -> subprocess.Popen[str]:
     """Running, with a pause in seconds after every block."""
-    command = [
-        sys.executable,
-        "-c",
-        SLOWLY.replace("PAUSE", str(pause)),
-        "apply",
-        plan,
-        model,
-        "--out",
-        out,
-        "--shard-size",
-        "9000",
-        *more,
-    ]
+    script = SLOWLY.replace("PAUSE", str(pause))
+    command = [sys.executable, "-c", script, "apply", plan, model, "--out", out, "--shard-size", "9000", *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
         [str(each) for each in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
