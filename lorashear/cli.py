@@ -95,7 +95,7 @@ def compile_(
         float | None, typer.Option(help="the highest, of training; by default from the model's width")
     ] = None,
     rank: Annotated[int, typer.Option(help="of the LoRA adapter that is trained")] = 16,
-    distill: Annotated[float, typer.Option(help="share of the loss that is the divergence from the dense model")] = 0.8,
+    distill: Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")] = 0.8,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
     context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
     apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,

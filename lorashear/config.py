@@ -45,7 +45,7 @@ class Settings:
     warm_up: float = 0.0  # share of LHSPG's steps before anything fades
     learning_rate: float | None = None  # by default from the model's width
     rank: int = 16  # of the LoRA adapters that are trained
-    distill: float = 0.8  # share of the training loss that is the divergence from the dense model
+    distill: float = 0.8  # share of the training loss that is the distance from the dense model
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
     windows: int = 128  # calibration windows
     packed: bool = True  # documents stand on end and are cut into windows; False: one document a window

@@ -77,7 +77,7 @@ def _training(trained: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     beside = settings["adapter"] == "keep"
     where = "which lies in `adapter`: load it with `peft`" if beside else "which is merged into the weights"
     distilled = (
-        f", {trained['distill']:.0%} of the loss the divergence from the dense model" if trained["distill"] else ""
+        f", {trained['distill']:.0%} of the loss the distance from the dense model" if trained["distill"] else ""
     )
     return (
         f"Then a LoRA adapter of rank {trained['rank']} was trained on {trained['tokens']:,} tokens (learning rate "

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lorashear.adapters import adapter_layers, quiet
 from lorashear.config import BATCH, Settings
-from lorashear.data import inputs, tokens_in
+from lorashear.data import tokens_in
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size
 from lorashear.lora import PREFIX
-from lorashear_passes.walk import targets
+from lorashear.losses import losses
 
 ALPHA = 32
 """LoRA's α. The update is scaled by α/r, so that the best learning rate hardly depends on the rank."""
@@ -40,20 +39,22 @@ class Recipe:
     rate: float  # the highest learning rate; a cosine leads down from it to zero
     rank: int = Settings.rank
     batch: int = BATCH  # windows a step
-    distill: float = Settings.distill  # weight of the divergence from the dense model, the rest that of the text itself
+    distill: float = Settings.distill  # share of the loss that the dense model has, the rest that of the text itself
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did: losses in nats a token before its update, and tokens a second."""
+    """What one step did: its losses before the update (see `losses.Losses`; ``loss`` is what was made smaller), and tokens a
+    second."""
 
     step: int
     loss: float
     text: float
-    divergence: float | None
     rate: float
     speed: float
+    divergence: float | None = None
+    distance: float | None = None
 
 
 KERNELS = ("out_proj",)
@@ -185,7 +186,7 @@ def train(
     Args:
         windows: token ids, int64 [windows, length], padded by `data.PADDING`; gone through again, in another order, when
             all were seen.
-        teacher: the dense model, for the divergence KL(dense ‖ model) of the next token; without it only text counts.
+        teacher: the dense model, to stay close to; without it only text counts.
         stepped: called after every step, and free to change weights.
 
     Raises:
@@ -204,11 +205,10 @@ def train(
         for step, rows in enumerate(_batches(windows, recipe), 1):
             started = time.perf_counter()
             optimizer.zero_grad()
-            text, divergence = _backward(model, teacher, rows.to(device), recipe.distill)
-            loss = text if divergence is None else (1 - recipe.distill) * text + recipe.distill * divergence
+            found = _backward(model, teacher, rows.to(device), recipe.distill, (step - 1) / recipe.steps)
             norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             rate = float(schedule.get_last_lr()[0])
-            if not math.isfinite(loss) or not math.isfinite(norm.item()):
+            if not math.isfinite(found["loss"]) or not math.isfinite(norm.item()):
                 for parameter, value in zip(parameters, good, strict=True):
                     parameter.data.copy_(value)
                 raise LorashearError(
@@ -221,7 +221,7 @@ def train(
             schedule.step()
             if stepped:
                 seconds = time.perf_counter() - started
-                stepped(Step(step, loss, text, divergence, rate, tokens_in(rows) / seconds))
+                stepped(Step(step, rate=rate, speed=tokens_in(rows) / seconds, **found))
 
 
 def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:
@@ -241,37 +241,24 @@ def _batches(windows: Tensor, recipe: Recipe) -> Iterator[Tensor]:
 
 
 def _backward(
-    model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor, distill: float
-) -> tuple[float, float | None]:
-    """Add the gradients of a step, in as many parts as keep the logits small; the two losses."""
+    model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor, distill: float, done: float
+) -> dict[str, float]:
+    """Add the gradients of a step, in as many parts as keep the logits small; its losses by name, and all together."""
     size = batch_size(rows.shape[1], _vocabulary(model))
-    sums = [0.0, 0.0]
+    found: dict[str, float] = defaultdict(float)
     for some in rows.split(size):
         share = (tokens_in(some) - len(some)) / (tokens_in(rows) - len(rows))  # of what is told: all but the first
-        text, divergence = _losses(model, teacher if distill else None, some)
-        loss = text if divergence is None else torch.lerp(text, divergence, distill)
-        (loss * share).backward()
-        sums[0] += text.item() * share
-        sums[1] += 0.0 if divergence is None else divergence.item() * share
-    return sums[0], sums[1] if teacher is not None and distill else None
+        each = losses(model, teacher if distill else None, some)
+        total = each.total(distill, done)
+        (total * share).backward()
+        for name, value in {"loss": total, **vars(each)}.items():
+            if value is not None:
+                found[name] += value.item() * share
+    return found
 
 
 def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
-
-
-def _losses(model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Mean over all tokens but the first of a window: cross-entropy, and KL(teacher ‖ model)."""
-    given = inputs(rows)
-    wanted = targets(given)
-    logits = model(**given).logits[:, :-1].float()
-    text = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
-    if teacher is None:
-        return text, None
-    with torch.no_grad():
-        theirs = teacher(**given).logits[:, :-1].float().log_softmax(-1)
-    divergence = functional.kl_div(logits.log_softmax(-1), theirs, reduction="none", log_target=True)
-    return text, divergence.sum(-1)[wanted >= 0].mean()
 
 
 def _share(step: int, steps: int) -> float:

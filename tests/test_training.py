@@ -23,6 +23,7 @@ from lorashear.cli import main
 from lorashear.config import Settings
 from lorashear.data import PADDING
 from lorashear.evaluate import perplexity
+from lorashear.losses import STREAM, losses
 from lorashear.verifying import verify
 from lorashear_passes.walk import heldout_loss
 from test_theorem import random_llama
@@ -49,6 +50,16 @@ def trained(
 
 def adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def different() -> torch.nn.Module:
+    """A model that says other things than the one that is trained."""
+    torch.manual_seed(1)
+    found = random_llama("tied")
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return found
 
 
 def test_a_text_is_learned_and_only_adapters_change() -> None:
@@ -95,17 +106,35 @@ def test_every_window_is_seen_once_before_any_is_seen_again() -> None:
 def test_a_model_beside_itself_has_no_divergence() -> None:
     teacher = random_llama("tied")
     _, steps = trained(training.Recipe(1, 1e-2, rank=2, distill=1.0), teacher)
-    assert steps[0].divergence == pytest.approx(0, abs=1e-5) and steps[0].loss == steps[0].divergence
-    torch.manual_seed(1)
-    other = random_llama("tied")
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    assert steps[0].divergence == pytest.approx(0, abs=1e-5) and steps[0].distance == 0
+    assert steps[0].loss == steps[0].divergence
+    other = different()
     model, steps = trained(training.Recipe(1, 1e-9, rank=2, distill=0.25), other)
     p, q = (m(input_ids=windows()).logits[:, :-1].log_softmax(-1) for m in (other, model))
     batch = next(training._batches(torch.arange(16)[:, None], training.Recipe(1, 1.0)))[:, 0]
     assert steps[0].divergence == pytest.approx((p.exp() * (p - q)).sum(-1)[batch].mean().item(), rel=1e-4)
-    assert steps[0].loss == pytest.approx(0.75 * steps[0].text + 0.25 * steps[0].divergence)
+    streams = (m(input_ids=windows()[batch], output_hidden_states=True).hidden_states for m in (other, model))
+    relative = [
+        ((h - H).norm(dim=-1) / H.norm(dim=-1))[:, :-1].square().mean().item() for H, h in zip(*streams, strict=True)
+    ]
+    assert steps[0].distance == pytest.approx(np.mean(relative[1:]), rel=1e-4)
+    dense = steps[0].divergence + STREAM * steps[0].distance
+    assert steps[0].loss == pytest.approx(0.75 * steps[0].text + 0.25 * dense)
+
+
+def test_the_stream_counts_less_and_less() -> None:
+    _, steps = trained(training.Recipe(4, 1e-9, rank=2, distill=1.0), different())
+    for step in steps:
+        assert step.divergence and step.distance
+        weight = STREAM * (1 - (step.step - 1) / 4) ** 2
+        assert step.loss == pytest.approx(step.divergence + weight * step.distance)
+
+
+def test_a_stream_of_another_width_is_not_compared() -> None:
+    wide = AutoModelForCausalLM.from_config(tiny("llama", vocab_size=96, hidden_size=64))
+    found = losses(random_llama("tied"), wide, windows())
+    assert found.divergence is not None and found.distance is None
+    assert found.total(0.5, 0.0).item() == pytest.approx((found.text + found.divergence).item() / 2)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -128,15 +157,11 @@ def test_padding_counts_for_nothing() -> None:
     rows = torch.full((2, 14), PADDING)
     rows[0, :12], rows[1, :5] = long[0], short[0]
     model = training.adapted(random_llama("tied"), rank=2)
-    torch.manual_seed(1)
-    teacher = random_llama("tied")
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    together = training._losses(model, teacher, rows)
-    apart = [training._losses(model, teacher, each) for each in (long, short)]
-    for found, (first, second) in zip(together, zip(*apart, strict=True), strict=True):
-        assert found is not None
+    teacher = different()
+    together = losses(model, teacher, rows)
+    apart = [losses(model, teacher, each) for each in (long, short)]
+    for name, found in vars(together).items():
+        first, second = (getattr(each, name) for each in apart)
         assert found.item() == pytest.approx((11 * first.item() + 4 * second.item()) / 15, rel=1e-5)
     whole = perplexity(model, rows)
     assert whole.tokens == 15
@@ -265,15 +290,14 @@ def test_training_helps_text_that_it_did_not_see(folder: Path, text: Path, tmp_p
 def test_a_run_whose_loss_is_no_number_leaves_nothing(
     folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = training._losses
     calls: list[None] = []
 
     def failing(*given: Any) -> Any:
         calls.append(None)
-        found, divergence = losses(*given)
-        return found * (torch.nan if len(calls) == 3 else 1), divergence
+        found = losses(*given)
+        return replace(found, text=found.text * torch.nan) if len(calls) == 3 else found
 
-    monkeypatch.setattr(training, "_losses", failing)
+    monkeypatch.setattr(training, "losses", failing)
     with pytest.raises(
         lorashear.LorashearError, match="the loss is not a number at step 3 of 12, at a learning rate of"
     ):

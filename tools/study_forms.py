@@ -31,7 +31,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from lorashear import choosing, training, transfer
+from lorashear import choosing, losses, training, transfer
 from lorashear.config import BATCH
 from lorashear_passes import oneshot
 from lorashear_passes.lhspg import Lhspg
@@ -211,11 +211,26 @@ def regrowing(_: Trial) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_stream(_: Trial) -> Iterator[None]:
+    with mock.patch.object(losses, "STREAM", 0.0):
+        yield
+
+
+@contextmanager
+def lasting(_: Trial) -> Iterator[None]:
+    total = losses.Losses.total
+    with mock.patch.object(losses.Losses, "total", lambda self, distill, done: total(self, distill, 0.0)):
+        yield
+
+
 FORMS: dict[str, dict[str, Any]] = {
     "one-shot + LoRA": {},
-    "text alone, no divergence": {"distill": 0.0},
-    "divergence: half of the loss": {"distill": 0.5},
-    "divergence alone": {"distill": 1.0},
+    "text alone": {"distill": 0.0},
+    "the dense model: half of the loss": {"distill": 0.5},
+    "the dense model alone": {"distill": 1.0},
+    "its next tokens alone, not its stream": {"within": no_stream},
+    "its stream as much to the end": {"within": lasting},
     "widths refined in context": {"within": refined},
     "widths from learned gates": {"within": gated},
     "in two steps, the first to 30 % in a third of the tokens": {"through": 0.3},
@@ -260,7 +275,7 @@ def main() -> None:
                 results.make([trial for trials in rows.values() for trial in trials], pool)
         print(
             f"{args.model}, {args.ratio:.0%} of all parameters removed, widths per layer; {args.tokens:,} tokens in windows "
-            f"of {CONTEXT}, {TEST} valid and {TEST} test windows, fp32, CPU, torch {torch.__version__}, seed 0\n"
+            f"of {CONTEXT}, {TEST} valid and {TEST} test windows, fp32, {results.machines}, seed 0\n"
         )
         print("| configuration | learning rate | test perplexity |\n|---|---:|---:|")
         for label, trials in rows.items():

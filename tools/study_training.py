@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from subjects import CONTEXT, SHARED, TEST, Subject, subjects
@@ -55,15 +53,15 @@ FACTORS = tuple(2.0**power for power in range(-3, 3))
 """Of the default learning rate: the default itself and its half are tried, and on from the better one while that helps."""
 
 
-def trials(subject: Subject, ratio: float, tokens: int) -> dict[str, Trial]:
+def trials(subject: Subject, ratio: float, tokens: int, device: str = "cpu") -> dict[str, Trial]:
     """A run of every row at the default learning rate and the first seed."""
-    return {row: Trial(subject, ratio, row, {"tokens": tokens, **more}) for row, more in ROWS.items()}
+    return {row: Trial(subject, ratio, row, {"tokens": tokens, **more}, device=device) for row, more in ROWS.items()}
 
 
-def make(results: Results, pool: Any, first: dict[str, Trial], seeds: int) -> None:
-    """All runs of a model at a ratio: for each row the learning rate, then that with further seeds."""
-    results.make(first.values(), pool)
-    trained = [trial for trial in first.values() if trial.settings["tokens"]]
+def make(results: Results, pool: Any, first: Sequence[Trial], seeds: int) -> None:
+    """All runs: for each row the learning rate, then that with further seeds."""
+    results.make(first, pool)
+    trained = [trial for trial in first if trial.settings["tokens"]]
     tried = [replace(trial, rate=0.5) for trial in trained]
     while tried:
         results.make(tried, pool)
@@ -84,8 +82,7 @@ def tuned(results: Results, trial: Trial) -> Trial | None:
 def table(results: Results, some: Sequence[tuple[Subject, float]], tokens: int, seeds: int) -> None:
     print(
         f"{tokens:,} tokens in windows of {CONTEXT}, rank 16; {TEST} valid and {TEST} test windows, fp32, "
-        f"{platform.machine()} CPU, torch {torch.__version__}. The gap closed is that of the uniform control, "
-        "one-shot + LoRA, to the dense model.\n"
+        f"{results.machines}. The gap closed is that of the uniform control, one-shot + LoRA, to the dense model.\n"
     )
     print("| model | removed | configuration | learning rate | test perplexity, by seed | mean | gap closed |")
     print("|---|---|---|---:|---|---:|---:|")
@@ -114,6 +111,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on, of the rows that train")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=Path("training-runs.jsonl"))
     parser.add_argument("--table", action="store_true", help="print what is there, and run nothing")
     args = parser.parse_args()
@@ -128,8 +126,8 @@ def main() -> None:
         ]
         if not args.table:
             with workers(args.jobs, Path(scratch)) as pool:
-                for subject, ratio in some:
-                    make(results, pool, trials(subject, ratio, args.tokens), args.seeds)
+                first = [trials(subject, ratio, args.tokens, args.device).values() for subject, ratio in some]
+                make(results, pool, [trial for each in first for trial in each], args.seeds)
         table(results, some, args.tokens, args.seeds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,6 +47,7 @@ class Trial:
     seed: int = 0
     within: Callable[[Trial], AbstractContextManager[None]] = field(default=_as_it_is, compare=False)
     """What it runs in, where no setting says it."""
+    device: str = field(default="cpu", compare=False)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class Trial:
 
 
 def run(trial: Trial) -> dict[str, Any]:
-    """Its key, perplexities on the valid and the test split, and seconds."""
+    """Its key, perplexities on the valid and the test split, seconds, and what it ran on."""
     started = time.perf_counter()
     subject, packed = trial.subject, not trial.subject.single
     tokenizer = AutoTokenizer.from_pretrained(subject.folder)
@@ -67,12 +69,18 @@ def run(trial: Trial) -> dict[str, Any]:
     for split in ("valid", "test"):
         windows = data.windows(tokenizer, data.read_texts([subject.text[split]]), CONTEXT, TEST, packed=packed)
         found[split] = round(perplexity(model, windows).perplexity, 4)
-    return {**trial.key, **found, "seconds": round(time.perf_counter() - started)}
+    seconds, on = round(time.perf_counter() - started), machine(trial.device)
+    return {**trial.key, **found, "seconds": seconds, "machine": on}
+
+
+def machine(device: str) -> str:
+    kind = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU"
+    return f"{kind}, torch {torch.__version__}"
 
 
 def _model(trial: Trial, tokenizer: Any, packed: bool) -> Any:
     subject, settings = trial.subject, dict(trial.settings)
-    dense = lorashear.load(subject.folder).float()
+    dense = lorashear.load(subject.folder).float().to(trial.device)
     rate = trial.rate * training.default_rate(dense.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     if trial.row == DENSE:
         return dense
@@ -83,7 +91,7 @@ def _model(trial: Trial, tokenizer: Any, packed: bool) -> Any:
         return carrying
     tokens, through = settings.pop("tokens"), settings.pop("through", None)
     settings |= {"one_shot": tokens is None, "learning_rate": rate, "text": subject.text["train"]}
-    settings |= {"seed": trial.seed, "packed": packed, "context": CONTEXT}
+    settings |= {"seed": trial.seed, "packed": packed, "context": CONTEXT, "device": trial.device, "dtype": "float32"}
     folder, ratio = subject.folder, trial.ratio
     with trial.within(trial), tempfile.TemporaryDirectory() as scratch:
         if through:
@@ -114,6 +122,10 @@ class Results:
 
     def of(self, trial: Trial) -> dict[str, Any] | None:
         return next((each for each in self.runs if trial.key.items() <= each.items()), None)
+
+    @property
+    def machines(self) -> str:
+        return " and ".join(sorted({run["machine"] for run in self.runs if "machine" in run}))
 
     def make(self, trials: Iterable[Trial], pool: Any) -> None:
         """Those that are not there yet."""
