@@ -57,8 +57,8 @@ def losses(model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor
         likely = theirs.logits[:, :-1].float().log_softmax(-1)
     divergence = functional.kl_div(logits.log_softmax(-1), likely, reduction="none", log_target=True)
     told = wanted >= 0
-    streams = [(getattr(output, "hidden_states", None) or ())[1:] for output in (ours, theirs)]
-    return Losses(text, divergence.sum(-1)[told].mean(), _distance(*streams, told))
+    mine, dense = (getattr(output, "hidden_states", None) or () for output in (ours, theirs))
+    return Losses(text, divergence.sum(-1)[told].mean(), _distance(mine[1:], dense[1:], told))
 
 
 def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor], told: Tensor) -> Tensor | None:

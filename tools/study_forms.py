@@ -36,7 +36,7 @@ from lorashear.config import BATCH
 from lorashear_passes import oneshot
 from lorashear_passes.lhspg import Lhspg
 from lorashear_passes.saliency import in_rounds
-from lorashear_passes.splits import Budget
+from lorashear_passes.splits import Budget, equal_shares
 from lorashear_passes.surgery import Settings, Surgeon, levels, units
 from lorashear_passes.walk import heldout_loss
 from subjects import CONTEXT, SHARED, TEST, subjects
@@ -44,8 +44,19 @@ from trials import DENSE, Results, Trial, text, workers
 
 STEPS = 600  # of training gates
 COLD = 0.1  # the last temperature of their sigmoids; the first is 1
-GATE_RATE = 0.05
+GATE_RATE = 0.1  # of a gate whose gradient a weight is the median one
+GATE_CLIP = 10.0  # times that, at most: a few vital parts have gradients far above all others
 SWEEPS = 2  # through all groups, of refining
+
+
+@contextmanager
+def equal(_: Trial) -> Iterator[None]:
+    def widths(_: Any, groups: Any, __: Any, more: Mapping[str, Any]) -> dict[str, int]:
+        shares = equal_shares({name: groups[name] for name in groups if units(groups[name]) > 1})
+        return Budget(groups, more["ratio"]).widths(shares)
+
+    with _widths(widths):
+        yield
 
 
 @contextmanager
@@ -105,6 +116,7 @@ class Gates:
     def __init__(self, parts: Mapping[str, Sequence[torch.Tensor]], weights: Mapping[str, int], budget: float) -> None:
         self.parts, self.budget = parts, budget
         self.costs = {name: torch.tensor([float(len(p) * weights[name]) for p in own]) for name, own in parts.items()}
+        self.scale: float | None = None  # median gradient a weight, over the last steps
         self.learned = {name: torch.zeros(len(own), requires_grad=True) for name, own in parts.items()}
 
     def values(self, share: float, heat: float) -> dict[str, torch.Tensor]:
@@ -131,17 +143,25 @@ class Gates:
         for path, job in surgeon.jobs.items():
             groups = [(g.name, c) for g, c in zip(job.groups, job.columns, strict=True) if g.name in self.parts]
             carrying.base_model.model.get_submodule(path).register_forward_pre_hook(self._scaled(groups, now))
-        optimizer = torch.optim.Adam(self.learned.values(), lr=GATE_RATE)
         recipe = training.Recipe(STEPS, training.default_rate(128) * trial.rate, seed=trial.seed)
 
         def stepped(step: training.Step) -> None:
-            optimizer.step()
-            optimizer.zero_grad()
+            self._learn()
             done = step.step / STEPS
             now.update(self.values(min(1.0, 2 * done), COLD**done))
 
         now.update(self.values(0.0, 1.0))
         training.train(carrying, windows, recipe, teacher=dense, stepped=stepped)
+
+    def _learn(self) -> None:
+        """A step down the gradients, each a weight of its part: on one scale for all, so that what matters more rises faster."""
+        slopes = {name: each.grad / self.costs[name] for name, each in self.learned.items() if each.grad is not None}
+        scale = torch.cat([slope.abs() for slope in slopes.values()]).median().clamp_min(1e-30)
+        self.scale = float(scale) if self.scale is None else 0.9 * self.scale + 0.1 * float(scale)
+        with torch.no_grad():
+            for name, slope in slopes.items():
+                self.learned[name] -= GATE_RATE * (slope / self.scale).clamp(-GATE_CLIP, GATE_CLIP)
+                self.learned[name].grad = None
 
     def curve(self, name: str, count: int) -> list[float]:
         """The damage of removing structures, as their gates say: how far each lies above the least of all, a weight."""
@@ -225,6 +245,8 @@ def lasting(_: Trial) -> Iterator[None]:
 
 
 FORMS: dict[str, dict[str, Any]] = {
+    "equal shares in every layer, one-shot + LoRA": {"within": equal, "per_layer": False},
+    "equal widths in every layer": {"per_layer": False},
     "one-shot + LoRA": {},
     "text alone": {"distill": 0.0},
     "the dense model: half of the loss": {"distill": 0.5},
