@@ -40,7 +40,7 @@ from lorashear_passes.splits import Budget, equal_shares
 from lorashear_passes.surgery import Settings, Surgeon, levels, units
 from lorashear_passes.walk import heldout_loss
 from subjects import CONTEXT, SHARED, TEST, subjects
-from trials import DENSE, Results, Trial, text, workers
+from trials import DENSE, Results, Trial, machines, text, workers
 
 STEPS = 600  # of training gates
 COLD = 0.1  # the last temperature of their sigmoids; the first is 1
@@ -295,9 +295,10 @@ def main() -> None:
         if not args.table:
             with workers(args.jobs, Path(scratch)) as pool:
                 results.make([trial for trials in rows.values() for trial in trials], pool)
+        shown = [run for trials in rows.values() for trial in trials if (run := results.of(trial))]
         print(
             f"{args.model}, {args.ratio:.0%} of all parameters removed, widths per layer; {args.tokens:,} tokens in windows "
-            f"of {CONTEXT}, {TEST} valid and {TEST} test windows, fp32, {results.machines}, seed 0\n"
+            f"of {CONTEXT}, {TEST} valid and {TEST} test windows, fp32, {machines(shown)}, seed 0\n"
         )
         print("| configuration | learning rate | test perplexity |\n|---|---:|---:|")
         for label, trials in rows.items():

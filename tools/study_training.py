@@ -27,7 +27,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from subjects import CONTEXT, SHARED, TEST, Subject, subjects
-from trials import ADAPTED, DENSE, Results, Trial, workers
+from trials import ADAPTED, DENSE, Results, Trial, machines, workers
 
 PRUNED: dict[str, dict[str, Any]] = {
     "one-shot": {"tokens": None},
@@ -49,7 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
 }
 CONTROL = "uniform: one-shot + LoRA"
-FACTORS = tuple(2.0**power for power in range(-3, 3))
+FACTORS = tuple(2.0**power for power in range(-3, 4))
 """Of the default learning rate: the default itself and its half are tried, and on from the better one while that helps."""
 
 
@@ -80,18 +80,16 @@ def tuned(results: Results, trial: Trial) -> Trial | None:
 
 
 def table(results: Results, some: Sequence[tuple[Subject, float]], tokens: int, seeds: int) -> None:
-    print(
-        f"{tokens:,} tokens in windows of {CONTEXT}, rank 16; {TEST} valid and {TEST} test windows, fp32, "
-        f"{results.machines}. The gap closed is that of the uniform control, one-shot + LoRA, to the dense model.\n"
-    )
-    print("| model | removed | configuration | learning rate | test perplexity, by seed | mean | gap closed |")
-    print("|---|---|---|---:|---|---:|---:|")
+    lines: list[str] = []
+    shown: list[dict[str, Any]] = []
     for subject, ratio in some:
         found: dict[str, tuple[Trial, list[float]]] = {}
         for row, trial in trials(subject, ratio, tokens).items():
             if best := tuned(results, trial):
                 runs = [results.of(replace(best, seed=seed)) for seed in range(seeds)]
-                found[row] = best, [run["test"] for run in runs if run and "test" in run]
+                done = [run for run in runs if run and "test" in run]
+                found[row] = best, [run["test"] for run in done]
+                shown += done
         means = {row: statistics.mean(tests) for row, (_, tests) in found.items()}
         for row, (best, tests) in found.items():
             pruned = row not in (DENSE, ADAPTED) and bool(best.settings["tokens"])
@@ -99,8 +97,17 @@ def table(results: Results, some: Sequence[tuple[Subject, float]], tokens: int, 
             if pruned and CONTROL in means:
                 closed = f"{(means[CONTROL] - means[row]) / (means[CONTROL] - means[DENSE]):.0%}"
             rate = f"{best.rate:g} ×" if best.settings["tokens"] else ""
-            shown = " / ".join(f"{each:.3f}" for each in tests)
-            print(f"| {subject.folder.name} | {ratio:.0%} | {row} | {rate} | {shown} | {means[row]:.3f} | {closed} |")
+            seen = " / ".join(f"{each:.3f}" for each in tests)
+            lines.append(
+                f"| {subject.folder.name} | {ratio:.0%} | {row} | {rate} | {seen} | {means[row]:.3f} | {closed} |"
+            )
+    print(
+        f"{tokens:,} tokens in windows of {CONTEXT}, rank 16; {TEST} valid and {TEST} test windows, fp32, "
+        f"{machines(shown)}. The gap closed is that of the uniform control, one-shot + LoRA, to the dense model.\n"
+    )
+    print("| model | removed | configuration | learning rate | test perplexity, by seed | mean | gap closed |")
+    print("|---|---|---|---:|---|---:|---:|")
+    print("\n".join(lines))
 
 
 def main() -> None:

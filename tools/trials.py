@@ -111,6 +111,11 @@ def text(trial: Trial, tokenizer: Any, tokens: int) -> tuple[torch.Tensor, int]:
     return windows, steps
 
 
+def machines(runs: Iterable[Mapping[str, Any]]) -> str:
+    """What these ran on."""
+    return " and ".join(sorted({run["machine"] for run in runs}))
+
+
 class Results:
     """The runs that were made, in a file that grows by a line a run."""
 
@@ -122,10 +127,6 @@ class Results:
 
     def of(self, trial: Trial) -> dict[str, Any] | None:
         return next((each for each in self.runs if trial.key.items() <= each.items()), None)
-
-    @property
-    def machines(self) -> str:
-        return " and ".join(sorted({run["machine"] for run in self.runs if "machine" in run}))
 
     def make(self, trials: Iterable[Trial], pool: Any) -> None:
         """Those that are not there yet."""
