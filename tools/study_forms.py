@@ -31,32 +31,23 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from lorashear import choosing, losses, training, transfer
+from lorashear import losses, training, transfer
 from lorashear.config import BATCH
 from lorashear_passes import oneshot
 from lorashear_passes.lhspg import Lhspg
 from lorashear_passes.saliency import in_rounds
-from lorashear_passes.splits import Budget, equal_shares
+from lorashear_passes.splits import Budget
 from lorashear_passes.surgery import Settings, Surgeon, levels, units
 from lorashear_passes.walk import heldout_loss
 from subjects import CONTEXT, SHARED, TEST, subjects
-from trials import DENSE, Results, Trial, machines, text, workers
+from trials import DENSE, Results, Trial, as_it_is, machines, text, workers
+from within import equal, pruned_to
 
 STEPS = 600  # of training gates
 COLD = 0.1  # the last temperature of their sigmoids; the first is 1
 GATE_RATE = 0.1  # of a gate whose gradient a weight is the median one
 GATE_CLIP = 10.0  # times that, at most: a few vital parts have gradients far above all others
 SWEEPS = 2  # through all groups, of refining
-
-
-@contextmanager
-def equal(_: Trial) -> Iterator[None]:
-    def widths(_: Any, groups: Any, __: Any, more: Mapping[str, Any]) -> dict[str, int]:
-        shares = equal_shares({name: groups[name] for name in groups if units(groups[name]) > 1})
-        return Budget(groups, more["ratio"]).widths(shares)
-
-    with _widths(widths):
-        yield
 
 
 @contextmanager
@@ -88,7 +79,7 @@ def refined(_: Trial) -> Iterator[None]:
                             here, least = tried, loss
         return here
 
-    with _widths(widths):
+    with pruned_to(widths):
         yield
 
 
@@ -106,7 +97,7 @@ def gated(trial: Trial) -> Iterator[None]:
         curves = {name: gates.curve(name, units(chosen[name])) for name in parts}
         return {n: units(g) for n, g in chosen.items()} | Budget(groups, more["ratio"], per_layer=True).widths(curves)
 
-    with _widths(widths):
+    with pruned_to(widths):
         yield
 
 
@@ -197,17 +188,6 @@ def _parts(group: Any, scores: torch.Tensor) -> list[torch.Tensor]:
     return list(order.tensor_split(len(levels(group))))
 
 
-@contextmanager
-def _widths(found: Callable[..., dict[str, int]]) -> Iterator[None]:
-    """Compile prunes to these widths."""
-
-    def compress(model: Any, groups: Any, batches: Any, **more: Any) -> Any:
-        return oneshot.compress(model, groups, batches, **more, widths=found(model, groups, batches, more))
-
-    with mock.patch.object(choosing, "compress", compress):
-        yield
-
-
 class Regrowing(Lhspg):
     """Every period begins with all structures, and fades as many as are to go at the end."""
 
@@ -286,11 +266,11 @@ def main() -> None:
         rows: dict[str, list[Trial]] = {DENSE: [Trial(subject, args.ratio, DENSE, {"tokens": None})]}
         for label, more in FORMS.items():
             settings = {"tokens": args.tokens, "per_layer": True, **more}
-            within = {"within": settings.pop("within")} if "within" in settings else {}
+            within = settings.pop("within", as_it_is)
             if settings.pop("scarce", False):
                 settings |= {"tokens": args.tokens // 5, "rank": 4}
             rows[label] = [
-                Trial(subject, args.ratio, label, settings, rate, **within) for rate in (args.rate, args.rate / 2)
+                Trial(subject, args.ratio, label, settings, rate, within=within) for rate in (args.rate, args.rate / 2)
             ]
         if not args.table:
             with workers(args.jobs, Path(scratch)) as pool:

@@ -27,8 +27,10 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from subjects import CONTEXT, SHARED, TEST, Subject, subjects
-from trials import ADAPTED, DENSE, Results, Trial, machines, workers
+from trials import ADAPTED, DENSE, Results, Trial, as_it_is, machines, workers
+from within import equal
 
+EQUAL = "equal shares: one-shot + LoRA"
 PRUNED: dict[str, dict[str, Any]] = {
     "one-shot": {"tokens": None},
     "one-shot + LoRA": {},
@@ -40,22 +42,29 @@ PRUNED: dict[str, dict[str, Any]] = {
 }
 """Settings of `lorashear.compile`. As in the paper: a warm-up, periods, the half-space policy, ranked by the gradients of the
 adapters, without refit or divergence. The best form: one straight ramp in the first fifth of the steps, refitted."""
+
 ROWS: dict[str, dict[str, Any]] = {
     DENSE: {"tokens": None},
     ADAPTED: {},
+    EQUAL: {"per_layer": False, "within": equal},
     **{
         f"{kind}: {label}": {**more, "per_layer": kind == "per layer"}
         for kind, (label, more) in product(("uniform", "per layer"), PRUNED.items())
     },
 }
-CONTROL = "uniform: one-shot + LoRA"
+CONTROLS = (EQUAL, "uniform: one-shot + LoRA")
 FACTORS = tuple(2.0**power for power in range(-3, 4))
 """Of the default learning rate: the default itself and its half are tried, and on from the better one while that helps."""
 
 
 def trials(subject: Subject, ratio: float, tokens: int, device: str = "cpu") -> dict[str, Trial]:
     """A run of every row at the default learning rate and the first seed."""
-    return {row: Trial(subject, ratio, row, {"tokens": tokens, **more}, device=device) for row, more in ROWS.items()}
+    made: dict[str, Trial] = {}
+    for row, more in ROWS.items():
+        settings = {"tokens": tokens, **more}
+        within = settings.pop("within", as_it_is)
+        made[row] = Trial(subject, ratio, row, settings, within=within, device=device)
+    return made
 
 
 def make(results: Results, pool: Any, first: Sequence[Trial], seeds: int) -> None:
@@ -93,20 +102,24 @@ def table(results: Results, some: Sequence[tuple[Subject, float]], tokens: int, 
         means = {row: statistics.mean(tests) for row, (_, tests) in found.items()}
         for row, (best, tests) in found.items():
             pruned = row not in (DENSE, ADAPTED) and bool(best.settings["tokens"])
-            closed = ""
-            if pruned and CONTROL in means:
-                closed = f"{(means[CONTROL] - means[row]) / (means[CONTROL] - means[DENSE]):.0%}"
+            closed = [
+                f"{(means[control] - means[row]) / (means[control] - means[DENSE]):.0%}"
+                if pruned and control in means
+                else ""
+                for control in CONTROLS
+            ]
             rate = f"{best.rate:g} ×" if best.settings["tokens"] else ""
             seen = " / ".join(f"{each:.3f}" for each in tests)
-            lines.append(
-                f"| {subject.folder.name} | {ratio:.0%} | {row} | {rate} | {seen} | {means[row]:.3f} | {closed} |"
-            )
+            cells = [subject.folder.name, f"{ratio:.0%}", row, rate, seen, f"{means[row]:.3f}", *closed]
+            lines.append(f"| {' | '.join(cells)} |")
     print(
         f"{tokens:,} tokens in windows of {CONTEXT}, rank 16; {TEST} valid and {TEST} test windows, fp32, "
-        f"{machines(shown)}. The gap closed is that of the uniform control, one-shot + LoRA, to the dense model.\n"
+        f"{machines(shown)}. The last columns say how much of the gap of two controls to the dense model is closed.\n"
     )
-    print("| model | removed | configuration | learning rate | test perplexity, by seed | mean | gap closed |")
-    print("|---|---|---|---:|---|---:|---:|")
+    print(
+        "| model | removed | configuration | learning rate | test perplexity, by seed | mean | of equal shares' gap | of the best uniform's |"
+    )
+    print("|---|---|---|---:|---|---:|---:|---:|")
     print("\n".join(lines))
 
 

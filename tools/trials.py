@@ -29,7 +29,8 @@ DENSE, ADAPTED = "dense", "dense + LoRA"
 """Rows that prune nothing."""
 
 
-def _as_it_is(_: Trial) -> AbstractContextManager[None]:
+def as_it_is(_: Trial) -> AbstractContextManager[None]:
+    """Nothing that no setting says."""
     return nullcontext()
 
 
@@ -45,7 +46,7 @@ class Trial:
     first, and trained on a third of them."""
     rate: float = 1.0
     seed: int = 0
-    within: Callable[[Trial], AbstractContextManager[None]] = field(default=_as_it_is, compare=False)
+    within: Callable[[Trial], AbstractContextManager[None]] = field(default=as_it_is, compare=False)
     """What it runs in, where no setting says it."""
     device: str = field(default="cpu", compare=False)
 
