@@ -22,7 +22,7 @@ from lorashear_ir.groups import Group, Groups
 from lorashear_passes.knowledge import Knowledge, crucial
 from lorashear_passes.surgery import levels, units
 
-FORMAT = 1
+FORMAT = 2
 """Part of what a kept analysis is found by: counts up when the measuring changes."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -30,7 +30,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 class Kept(MutableMapping[str, list[float]]):
-    """Held-out losses by what was pruned, each written to ``path`` as a line of its own as soon as it is set."""
+    """What was measured (see `surgery.Measured`), each result a line of ``path`` as soon as it is set."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ def kept(source: Checkpoint, contents: str, windows: Windows, settings: Settings
     for part in (windows.calibration, windows.guard):
         found.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
     way = [FORMAT, criterion, settings.compensate, settings.dtype, settings.device.partition(":")[0]]
-    way += [settings.seed] if criterion == "random" else []
+    way += [settings.seed] if criterion in ("random", "lora") else []
     found.update(json.dumps(way).encode())
     return Kept(folder() / "knowledge" / f"{found.hexdigest()}.jsonl")
 

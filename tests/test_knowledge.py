@@ -42,7 +42,7 @@ def test_each_rise_is_that_of_the_group_at_zero(chained: bool) -> None:
     model, batches = tiny(chained)
     groups = Groups(hidden=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    surgeon = Surgeon(model, groups, Settings(criterion="magnitude", compensate=False))
+    surgeon = Surgeon(model, groups, Settings(criterion="magnitude", compensate=False), batches)
     walk = surgeon.walk(batches)
     done: list[tuple[int, int]] = []
     found = analysed(surgeon, walk, lambda: surgeon.walk(batches), {}, lambda _, *at: done.append(at))

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = ("head", "query", "ffn", "hidden")
 
 
-def batches(count: int = 2) -> list[dict[str, Any]]:
-    random = torch.Generator().manual_seed(3)
+def batches(count: int = 2, seed: int = 3) -> list[dict[str, Any]]:
+    random = torch.Generator().manual_seed(seed)
     return [{"input_ids": torch.randint(0, 96, (3, 11), generator=random), "use_cache": False} for _ in range(count)]
 
 
@@ -169,7 +169,7 @@ def test_every_criterion_scores_every_structure(
     model: torch.nn.Module, groups: lorashear.Groups, criterion: str
 ) -> None:
     """All on the dense model, and so that the least is what a group would lose first."""
-    surgeon = Surgeon(model, dict(groups), Settings(criterion=criterion, compensate=False))
+    surgeon = Surgeon(model, dict(groups), Settings(criterion=criterion, compensate=False), batches())
     walk = surgeon.walk(batches())
     found = surgeon.scored(walk)
     assert {name: len(each) for name, each in found.items()} == {name: g.size for name, g in groups.items()}
@@ -178,6 +178,29 @@ def test_every_criterion_scores_every_structure(
             widths = {n: units(g) - (n == name) for n, g in groups.items()}
             with surgeon.pruned(walk, widths) as (removed, _):
                 assert removed[name] == [int(found[name].argmin())]
+
+
+@pytest.mark.parametrize("criterion", ["obs", "wanda", "flap", "taylor", "lora"])
+def test_another_ratio_scores_nothing_again(
+    model: torch.nn.Module, groups: lorashear.Groups, criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was kept, of other kinds beside, ends in the plan of a first run."""
+    heldout, settings = batches(seed=4), Settings(criterion=criterion)
+
+    def outcome(ratio: float, kinds: tuple[str, ...], known: dict[str, list[float]]) -> Any:
+        chosen = groups.only(kinds)
+        more: dict[str, Any] = {"heldout": heldout, "settings": settings, "measured": known, "per_layer": True}
+        return compress(model, chosen, batches(), ratio=ratio, **more)
+
+    known: dict[str, list[float]] = {}
+    outcome(0.1, KINDS, known)
+    first = outcome(0.15, ("head", "ffn", "hidden"), {})
+    for name in ("_walked", "_front_scores"):
+        monkeypatch.setattr(Surgeon, name, lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(scores, "FROM_TEXT", dict.fromkeys(scores.FROM_TEXT, lambda *_: pytest.fail("ranked again")))
+    again = outcome(0.15, ("head", "ffn", "hidden"), known)
+    assert again.removed == first.removed and again.split == first.split
+    assert all(torch.equal(again.weights[name], weight) for name, weight in first.weights.items())
 
 
 def test_standardised_scores_are_one_threshold(groups: lorashear.Groups) -> None:

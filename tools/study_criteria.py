@@ -24,9 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import lorashear
 from lorashear_ir.groups import Groups
-from lorashear_passes.knowledge import Measured
 from lorashear_passes.oneshot import Settings, compress
 from lorashear_passes.splits import Budget, equal_shares
+from lorashear_passes.surgery import Measured
 from lorashear_passes.walk import Batch, heldout_loss, swapped
 from subjects import CONTEXT, GUARD, SHARED, TEST, Subject, batches, subjects
 

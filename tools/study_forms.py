@@ -58,7 +58,7 @@ def refined(_: Trial) -> Iterator[None]:
         chosen = {name: groups[name] for name in groups if units(groups[name]) > 1}
         curves = {name: found.knowledge.curve(group) for name, group in chosen.items()}
         budget = Budget(groups, more["ratio"], per_layer=True)
-        surgeon = Surgeon(model, chosen, Settings())
+        surgeon = Surgeon(model, chosen, Settings(), batches)
         walk = surgeon.walk(batches)
 
         def measured(widths: Mapping[str, int]) -> float:
@@ -87,7 +87,7 @@ def refined(_: Trial) -> Iterator[None]:
 def gated(trial: Trial) -> Iterator[None]:
     def widths(model: Any, groups: Any, batches: Any, more: Mapping[str, Any]) -> dict[str, int]:
         chosen = {name: groups[name] for name in groups if units(groups[name]) > 1}
-        surgeon = Surgeon(model, chosen, Settings())
+        surgeon = Surgeon(model, chosen, Settings(), batches)
         scores = surgeon.scored(surgeon.walk(batches))
         parts = {name: _parts(group, scores[name]) for name, group in chosen.items() if group.kind != "query"}
         gates = Gates(parts, {n: chosen[n].parameters for n in parts}, more["ratio"] * groups.count({}))

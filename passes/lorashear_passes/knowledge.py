@@ -5,21 +5,18 @@ the model runs on from there over the held-out text; then the weight is put back
 The paper (arXiv 2310.18356, section 3) removes whole node groups; the curve says besides how much of one may go.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from .allocate import GroupLike
-from .surgery import Progress, Surgeon, levels, units
+from .surgery import Measured, Progress, Surgeon, levels, units
 from .walk import Walk, heldout_loss, swapped
 
-__all__ = ["Curves", "Knowledge", "Measured", "analysed", "crucial", "measurements"]
+__all__ = ["Curves", "Knowledge", "analysed", "crucial", "measurements"]
 
 Curves = dict[str, list[float]]
 """Per group the damage of removing 0, 1, … units."""
-
-Measured = MutableMapping[str, list[float]]
-"""Held-out losses by what was pruned, ``"consumer group"``, at each of its levels; ``""`` has that of the dense model."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Lhspg:
         before = {name: parameter.data for name, parameter in self.model.named_parameters()}
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
-        surgeon = Surgeon(self.model, self.chosen, self.settings)
+        surgeon = Surgeon(self.model, self.chosen, self.settings, self.batches)
         with surgeon.pruned(surgeon.walk(self.batches), widths) as (removed, _):
             self.removed = {name: list(indices) for name, indices in removed.items()}
             for name, parameter in self.model.named_parameters():

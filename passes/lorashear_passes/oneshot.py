@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from . import splits
 from .allocate import GroupsLike
-from .knowledge import Knowledge, Measured, analysed
+from .knowledge import Knowledge, analysed
 from .splits import Budget, Split
-from .surgery import Progress, Settings, Surgeon, units
+from .surgery import Measured, Progress, Settings, Surgeon, units
 from .walk import Batch, Walk, heldout_loss
 
 __all__ = ["Outcome", "Settings", "compress"]
@@ -68,7 +68,7 @@ def compress(
     ``[batch, length]``, ``attention_mask`` if padded, ``use_cache=False``), on its device; None: rank by magnitude, equal
     shares, no refit. ``heldout``, of the same form, chooses between splits; without it shares are equal. ``widths`` gives
     the split instead (``ratio`` is then not looked at). ``unprunable`` is the share of groups that stay whole
-    (`Budget.unprunable`). ``measured`` holds what is known of each group alone, and takes what is found (`analysed`).
+    (`Budget.unprunable`). ``measured`` holds what is known of each group alone, on this text, and takes what is found.
 
     The same input gives the same outcome. Raises ``Unreachable`` (see `allocate`).
     """
@@ -82,14 +82,14 @@ def compress(
         criterion = "random" if settings.criterion == "random" else "magnitude"
         surgeon = Surgeon(model, chosen, replace(settings, compensate=False, criterion=criterion))
         return Outcome(surgeon.blind(equal), {}, Split(equal, "equal shares", {}), seconds)
-    surgeon = Surgeon(model, chosen, settings)
+    known = measured if measured is not None else {}
     with _timed(seconds, "walk"):
+        surgeon = Surgeon(model, chosen, settings, batches, known)
         walk = surgeon.walk(batches)
     split = Split(equal, "given" if widths is not None else "equal shares", {})
     knowledge, alternative = None, None
     if widths is None and heldout:
         with _timed(seconds, "knowledge"):
-            known = measured if measured is not None else {}
             knowledge = analysed(surgeon, walk, lambda: surgeon.walk(heldout), known, progress)
         with _timed(seconds, "split"):
             split, alternative = _split(surgeon, budget, knowledge, walk, heldout, progress)

@@ -10,10 +10,12 @@ equal consecutive blocks and the order runs in rounds, one structure of each blo
 ``rounds * blocks`` takes equally many from each block.
 """
 
+from zlib import crc32
+
 import torch
 from torch import Tensor
 
-__all__ = ["fluctuation", "in_rounds", "obs_costs", "obs_order", "random_scores", "summed", "wanda"]
+__all__ = ["drawing", "fluctuation", "in_rounds", "obs_costs", "obs_order", "random_scores", "summed", "wanda"]
 
 DAMP = 1e-3
 """Default ridge: λ is this share of the mean diagonal of ``C``; chosen by ``tools/study_criteria.py``."""
@@ -43,8 +45,13 @@ def fluctuation(weight: Tensor, variance: Tensor, columns: Tensor) -> Tensor:
     return scores[columns].sum(1)
 
 
+def drawing(seed: int, name: str) -> torch.Generator:
+    """What is drawn for a group or map of this name, on the CPU: the same on every device and whatever stands beside it."""
+    return torch.Generator().manual_seed(2**32 * seed + crc32(name.encode()))
+
+
 def random_scores(structures: int, generator: torch.Generator) -> Tensor:
-    """Scores without knowledge, ``[structures]``, drawn on the CPU so that every device gives the same order."""
+    """Scores without knowledge, ``[structures]``."""
     return torch.rand(structures, generator=generator, dtype=torch.float64)
 
 

@@ -62,11 +62,10 @@ def lora_gradient(model: nn.Module, groups: Groups, batches: Sequence[Batch], se
     """
     names = sorted({name for group in groups.values() for name, _ in group.slots})
     maps = [name for name in names if isinstance(_owner(model, name), nn.Linear) and name.endswith(".weight")]
-    generator = torch.Generator().manual_seed(seed)
     down: dict[str, Tensor] = {}
     for name in maps:
         weight = model.get_parameter(name)
-        drawn = torch.randn(RANK, weight.shape[1], generator=generator) / RANK**0.5
+        drawn = torch.randn(RANK, weight.shape[1], generator=saliency.drawing(seed, name)) / RANK**0.5
         down[name] = drawn.to(weight.device, weight.dtype)
     up = {name: torch.zeros(model.get_parameter(name).shape[0], RANK, device=down[name].device) for name in maps}
     flags = [parameter.requires_grad for parameter in model.parameters()]

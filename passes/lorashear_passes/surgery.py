@@ -6,7 +6,7 @@ the same as one that is not there, so only consumers change. Hidden channels, an
 *in front*: all that they own is zeroed before the walk, which then refits what lies behind them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,11 +19,14 @@ from .compensate import compensate
 from .scores import owned
 from .walk import Batch, Stage, Walk, chained, consumers, swapped
 
-__all__ = ["Progress", "Settings", "Surgeon", "levels", "units"]
+__all__ = ["Measured", "Progress", "Settings", "Surgeon", "levels", "units"]
 
 CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
+Measured = MutableMapping[str, list[float]]
+"""What was measured of a model on some text: held-out losses by what was pruned, ``"consumer group"``, at each of its levels;
+``""`` has that of the dense model, and ``"score of  group"`` the score of each structure on it."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,38 @@ class Job:
 class Surgeon:
     """The model, the groups that may lose structures, and the rank of those structures."""
 
-    def __init__(self, model: nn.Module, chosen: Mapping[str, GroupLike], settings: Settings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        chosen: Mapping[str, GroupLike],
+        settings: Settings,
+        batches: Sequence[Batch] = (),
+        known: Measured | None = None,
+    ) -> None:
+        """``batches`` rank what the dense model on some text settles; such scores are taken from ``known``, and go there."""
         self.model, self.chosen, self.settings = model, chosen, settings
+        self.known: Measured = {} if known is None else known
         inner = {name: consumers(model, group.slots) for name, group in chosen.items() if group.kind != "hidden"}
         self.jobs = _jobs(chosen, inner)
         self.front = [group for name, group in chosen.items() if not inner.get(name)]
         self.readers = {g.name: consumers(model, g.slots) for g in self.front if g.kind == "hidden"}
         self.static: dict[str, Tensor] = {}
-        """Scores of groups whose rank does not depend on where the walk is."""
+        """Scores of groups whose rank does not depend on where a walk is."""
         if settings.criterion == "magnitude":
             self.static = scores.magnitude(model, chosen)
         elif settings.criterion == "random":
-            generator = torch.Generator().manual_seed(settings.seed)
-            self.static = {name: saliency.random_scores(g.size, generator) for name, g in chosen.items()}
+            self.static = {
+                name: saliency.random_scores(group.size, saliency.drawing(settings.seed, name))
+                for name, group in chosen.items()
+            }
+        if batches:
+            self._rank(batches)
 
     def walk(self, batches: Sequence[Batch]) -> Walk:
-        """The walk that `pruned` takes over these batches; ranks on the dense model what is ranked there."""
+        """The walk that `pruned` takes over these batches."""
         names = list(self.jobs)
         if self.settings.compensate or not names:
             names += chained(self.model, names, [name for found in self.readers.values() for name in found])
-        if self.settings.criterion in scores.FROM_TEXT:
-            rank = scores.FROM_TEXT[self.settings.criterion]
-            self.static = rank(self.model, self.chosen, batches, self.settings.seed)
-        self._rank_front(batches)
         return Walk(self.model, names, batches)
 
     def blind(self, widths: Mapping[str, int]) -> dict[str, list[int]]:
@@ -92,20 +104,8 @@ class Surgeon:
 
     def scored(self, walk: Walk) -> dict[str, Tensor]:
         """The criterion's score of every structure, by group, all on the dense model."""
-        found = dict(self.static)
-        if set(self.chosen) <= set(found):
-            return found
-        rank = saliency.wanda if self.settings.criterion == "wanda" else saliency.obs_costs
-        states = walk.start
-        for stage in walk.stages:
-            covariances, states = walk.scan(stage, states)
-            for name in stage.consumers:
-                job = self.jobs.get(name, Job((), ()))
-                for group, columns in zip(job.groups, job.columns, strict=True):
-                    if group.name not in self.static:
-                        here = rank(self.weight(name), covariances[name], columns).cpu()
-                        found[group.name] = found.get(group.name, 0) + here
-        return found
+        rest = {name: group for name, group in self.chosen.items() if name not in self.static}
+        return self.static | self._scores(rest, lambda missing: self._walked(missing, walk))
 
     @contextmanager
     def pruned(
@@ -240,14 +240,46 @@ class Surgeon:
             return compensate(weight, covariance, kept.nonzero()[:, 0], cross=cross, damp=self.settings.damp)
         return weight * kept.to(weight.device)
 
-    def _rank_front(self, batches: Sequence[Batch]) -> None:
+    def _rank(self, batches: Sequence[Batch]) -> None:
+        rank = scores.FROM_TEXT.get(self.settings.criterion)
+        if rank:
+            self.static = self._scores(
+                self.chosen, lambda missing: rank(self.model, missing, batches, self.settings.seed)
+            )
+        rest = {group.name: group for group in self.front if group.name not in self.static}
+        self.static |= self._scores(rest, lambda missing: self._front_scores(missing, batches))
+
+    def _scores(
+        self, groups: Mapping[str, GroupLike], rank: Callable[[Mapping[str, GroupLike]], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The scores of groups: those that are known, and what ``rank`` gives for the others."""
+        missing = {name: group for name, group in groups.items() if _key(name) not in self.known}
+        if missing:
+            self.known.update({_key(name): each.tolist() for name, each in rank(missing).items()})
+        return {name: torch.tensor(self.known[_key(name)], dtype=torch.float64) for name in groups}
+
+    def _walked(self, groups: Mapping[str, GroupLike], walk: Walk) -> dict[str, Tensor]:
+        """Scores by what consumers read in the dense model."""
+        found: dict[str, Tensor] = {}
+        rank = saliency.wanda if self.settings.criterion == "wanda" else saliency.obs_costs
+        states = walk.start
+        for stage in walk.stages:
+            covariances, states = walk.scan(stage, states)
+            for name in stage.consumers:
+                job = self.jobs.get(name, Job((), ()))
+                for group, columns in zip(job.groups, job.columns, strict=True):
+                    if group.name in groups:
+                        here = rank(self.weight(name), covariances[name], columns).cpu()
+                        found[group.name] = found.get(group.name, 0) + here
+        return found
+
+    def _front_scores(self, groups: Mapping[str, GroupLike], batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Hidden channels: Wanda's scores over all consumers, each relative to its sum; others: magnitude."""
-        for group in self.front:
-            if group.name in self.static:
-                continue
+        result: dict[str, Tensor] = {}
+        for group in groups.values():
             names = self.readers.get(group.name, ())
             if not names:
-                self.static |= scores.magnitude(self.model, {group.name: group})
+                result |= scores.magnitude(self.model, {group.name: group})
                 continue
             walk = Walk(self.model, names, batches, whole=True)
             found, _ = walk.scan(walk.stages[0], walk.start)
@@ -255,7 +287,8 @@ class Surgeon:
             for name, covariance in found.items():
                 read = saliency.wanda(self.weight(name), covariance, owned(group, f"{name}.weight", 1)).cpu()
                 total += read / read.sum().clamp_min(1e-30)
-            self.static[group.name] = total
+            result[group.name] = total
+        return result
 
     def _front_zeroed(self, widths: Mapping[str, int], removed: dict[str, list[int]]) -> dict[str, Tensor]:
         """Chooses what the groups in front lose; new values of all that they own, zero there."""
@@ -269,6 +302,10 @@ class Surgeon:
                 value = values.setdefault(name, self.model.get_parameter(name).data.clone())
                 value.index_fill_(dim, owned(group, name, dim)[removed[group.name]].flatten().to(value.device), 0)
         return values
+
+
+def _key(name: str) -> str:
+    return f"score of  {name}"  # two spaces, which no name of a consumer and a group has
 
 
 def units(group: GroupLike) -> int:
