@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     if not settings.lhspg or windows is None:
         return Choice(outcome, run.lora)
     with run.stage("transfer"):
-        adapter = run.scratch / "transfer"
         moved = transfer(
             run.learner(),
             dense if settings.distill else None,
@@ -59,10 +59,11 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
             windows.training,
             settings,
             run.surgery,
-            adapter,
-            lambda done, total: run.stage.progress("transfer", done, total),
+            run.work,
+            partial(run.stage.progress, "transfer"),
+            run.snapshots,
         )
-    return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), adapter, moved.record)
+    return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), run.work, moved.record)
 
 
 def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorashear import stopping
 from lorashear.errors import Fault, LorashearError
 from lorashear.terminal import Terminal
 
@@ -23,6 +24,7 @@ Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
 ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
+TERMINATED = 143  # for SIGTERM
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -31,12 +33,15 @@ def main() -> None:
     """Exit code 0 done; 2 the request or the input is wrong, one sentence on stderr; 1 everything else."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    stopping.raising()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
+    except SystemExit as stopped:  # by SIGTERM
+        code = stopped.code
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
@@ -45,8 +50,8 @@ def main() -> None:
             traceback.print_exc()
         print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
-    if code == STOPPED:
-        on = "; --resume goes on from here" if arguments[0] == "apply" else ""
+    if code in (STOPPED, TERMINATED):
+        on = "; --resume goes on from here" if arguments[0] in ("apply", "compile") else ""
         print(f"lorashear: stopped; nothing was written under the final name{on}", file=sys.stderr)
     raise SystemExit(code or 0)
 
@@ -105,6 +110,12 @@ def compile_(
     revision: Revision = None,
     trust_remote_code: Remote = False,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
+    save_every: Annotated[
+        str, typer.Option(help="states of training for --resume: a time as 30s, 10m, 1h, or a number of steps")
+    ] = "10m",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on where an earlier run was stopped in training")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
     as_json: AsJson = False,
@@ -150,7 +161,9 @@ def compile_(
             revision=revision,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            save_every=save_every,
             overwrite=overwrite,
+            resume=resume,
             estimated=estimated,
             say=terminal.say,
             progress=terminal.progress,

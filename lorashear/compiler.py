@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, evaluate, models, prices, recovery, report, results
+from lorashear import adapters, checkpoint, evaluate, models, results
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
-from lorashear.choosing import Choice, choose, replacements
 from lorashear.config import Settings
+from lorashear.cutting import Given, prune, read
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
-from lorashear.folder import wanted_slice, write_folder, write_json
 from lorashear.loading import check_usable, load
-from lorashear.output import check_target, output_folder
-from lorashear.planning import lower
+from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.plans import Plan
+from lorashear.recovery import recover
 from lorashear.run import Run
 from lorashear.stages import Progress, Say, Stages
-from lorashear.storage import Storage
-from lorashear.training import LOG
-from lorashear_passes.compose import compose
-from lorashear_passes.groups import group
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,7 @@ def compile(
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     estimated: Callable[[Estimate], None] | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
@@ -82,6 +78,7 @@ def compile(
         out: the result folder; a temporary one where it is left out.
         text: .txt, .jsonl or .parquet files to calibrate on; without text structures are ranked by magnitude.
         lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
+        resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
         say, progress: called with a line for each stage, and with (stage, done, total).
         settings: see `lorashear.config.Settings`.
@@ -103,12 +100,15 @@ def compile(
         else:
             folder = checkpoint.resolve(model, revision)
             name = str(model) if not Path(model).exists() else Path(model).resolve().name
+        if out is None and resume:
+            raise LorashearError("resume goes on in a folder that out names: pass out (--out DIR)")
         target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
         source = checkpoint.Checkpoint.open(folder)
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
+        check_unfinished(target, resume=resume)
         own = Path(lora) if lora is not None else None
-        run = Run(source, name, wanted, Stages(say, progress), Path(scratch), trust_remote_code, own)
-        return _compile(run, target, texts, overwrite, estimated)
+        run = Run(source, name, wanted, Stages(say, progress), trust_remote_code, own)
+        return _compile(run, target, texts, overwrite, resume, estimated)
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path | None:
@@ -136,6 +136,7 @@ def _compile(
     target: Path,
     texts: list[str | Path],
     overwrite: bool,
+    resume: bool,
     estimated: Callable[[Estimate], None] | None,
 ) -> CompileResult:
     source, settings, stage = run.source, run.settings, run.stage
@@ -144,91 +145,39 @@ def _compile(
     if estimated:
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
-        storage = Storage.of(source, twin)
-        storage.check(twin)
-        source.check_finite()
-        contents = source.contents()
-        given = recovery.opened(run.lora, source, twin) if run.lora else None
-        if given:
-            given.check_mergeable()
-        run = replaced(run, windows=read_windows(source.folder, config, texts, settings) if texts else None)
-    with stage("capture"):
-        graph = models.captured(twin)
-        stage.made("capture", lambda: str(graph))
-    with stage("infer"):
-        typed = models.typed(graph)
-        stage.made("infer", lambda: str(compose(typed)))
-    with stage("group"):
-        groups = models.expressible(group(typed), config, twin)
-        stage.made("groups", lambda: report.table(groups))
-    counted = prices.priced(groups, settings, storage)
-    dense = run.dense()
-    judged = {"before": run.judged(dense)}
-    choice = choose(run, counted, dense, contents + (given.contents() if given else ""))
-    after_cut = settings.tokens is not None and choice.record is None  # else what was trained is cut
-    teacher = dense if after_cut and settings.distill else None
-    del dense
-    with stage("plan"):
-        plan = lower(source, twin, groups, choice.outcome.removed, _recorded(run))
-        less = given if choice.record is None else None  # LHSPG's weights never had it
-        replace = replacements(storage, groups, plan, choice.outcome, less)
-        changed = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in replace.items()}
-        plan = replaced(plan, changed=changed, contents=contents)
-        stage.made("plan", plan.to_json)
-    room = source.bytes * (2 if after_cut else 1)
-    with output_folder(target, source=source.folder, overwrite=overwrite, bytes_needed=room) as folder:
-        pruned, trained = folder / "pruned" if after_cut else folder, choice.record
-        with stage("slice"):
-            pruned.mkdir(exist_ok=True)
-            merge = settings.adapter == "merge" and not after_cut
-            plan = _sliced(run, plan, choice, replace, twin, pruned, merge=merge)
-        if after_cut and run.windows is not None:
-            with stage("train"):
-                small = run.learner(pruned)
-                judged["pruned"] = run.judged(small)
-                shown = partial(stage.progress, "train")
-                adapter = run.scratch / "adapter"
-                trained = recovery.recover(small, teacher, run.windows.training, settings, adapter, shown)
-                del small
-            with stage("merge" if settings.adapter == "merge" else "keep"):
-                plan = recovery.write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
-                shutil.rmtree(pruned)
-        with stage("evaluate"):
-            judged["after"] = run.judged(run.pruned(folder)) if run.windows else None
-        content = results.content(run, storage, groups, counted, choice, plan, folder, judged, trained)
-        (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
-        write_json(folder / "lorashear" / "report.json", content)
-    return CompileResult(target, plan, content)
+        given = read(source, twin, run.lora)
+        windows = read_windows(source.folder, config, texts, settings) if texts else None
+        run = replaced(run, windows=windows)
+    room = source.bytes * (2 if run.trains_after else 1)
+    with resumable_folder(
+        target, job=_job(run, given), resume=resume, source=source.folder, overwrite=overwrite, bytes_needed=room
+    ) as (folder, journal):
+        run = replaced(run, work=folder / WORK)
+        pruned = run.work / "pruned" if run.trains_after else folder
+        try:
+            if not journal.position("pruned"):
+                prune(run, twin, given, pruned)
+                journal.note("pruned", 1)
+            if run.trains_after and not journal.position("result"):
+                recover(run, pruned, folder)
+                journal.note("result", 1)
+        except BaseException as error:
+            if step := run.snapshots.last()[0]:
+                journal.note("training", step)
+            elif isinstance(error, LorashearError):
+                journal.positions.clear()  # another try would come to the same
+            raise
+        shutil.rmtree(run.work, ignore_errors=True)
+    return CompileResult(target, *results.read(target))
 
 
-def _sliced(
-    run: Run,
-    plan: Plan,
-    choice: Choice,
-    replace: Mapping[str, np.ndarray],
-    twin: PreTrainedModel,
-    folder: Path,
-    *,
-    merge: bool,
-) -> Plan:
-    """Write what the plan makes of the source, and of what stands beside it; the plan with all hashes."""
-    trained = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
-    most = run.settings.shard_bytes
-    wanted = wanted_slice(plan, run.source, replace=replace, shard_bytes=most, merged=trained if merge else None)
-    kept = None if merge else trained
-    write_folder(plan, wanted, folder, kept=kept, progress=partial(run.stage.progress, "slice"))
-    if trained is None or choice.adapter is None:
-        return plan
-    if choice.record is not None:
-        shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / LOG)
-    left = {name: plan.names.get(name, name) for name in trained.adapted}
-    return recovery.noted(plan, folder, {n: new for n, new in left.items() if new is not None}) if merge else plan
-
-
-def _recorded(run: Run) -> dict[str, Any]:
-    """The settings for the plan."""
-    settings = {**asdict(run.settings), "prune": list(run.settings.prune)}
-    return {**settings, "criterion": run.criterion, "text": run.windows is not None}
+def _job(run: Run, given: Given) -> str:
+    """A hash of all that decides the result."""
+    found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
+    for part in vars(run.windows).values() if run.windows else ():
+        found.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
+    found.update(json.dumps({**asdict(run.settings), "save_every": ""}).encode())
+    return found.hexdigest()
 
 
 def _estimate(

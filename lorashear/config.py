@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from lorashear.errors import LorashearError
@@ -12,6 +13,7 @@ CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 ADAPTER = ("merge", "keep")
 POLICIES = ("decay", "half-space")
 COSTS = ("parameters", "bytes", "flops", "latency")
+UNITS = {"s": 1, "m": 60, "h": 3600}
 BATCH = 8
 """Windows a training step."""
 
@@ -50,12 +52,25 @@ class Settings:
     windows: int = 128  # calibration windows
     packed: bool = True  # documents stand on end and are cut into windows; False: one document a window
     context: int | None = None  # tokens a window; by default the model's context, at most 512
+    save_every: str = "10m"  # states of training that a stopped run goes on from: minutes (s, m, h), or steps ("200")
     shard_bytes: int = SHARD_BYTES  # of a weights file at most, but for a tensor that is larger
     device: str = "cpu"
     dtype: str | None = None  # to compute in; by default float32 on a CPU, else as stored
     seed: int = 0
 
+    @property
+    def saved_every(self) -> tuple[int | None, float | None]:
+        """Steps, or seconds, between two states of training."""
+        found = re.fullmatch(r"([1-9][0-9]*)([smh]?)", self.save_every)
+        if not found:
+            raise LorashearError(
+                f"save_every is {self.save_every}; it is a time as 30s, 10m or 1h, or a number of steps"
+            )
+        count, unit = int(found[1]), found[2]
+        return (None, float(count * UNITS[unit])) if unit else (count, None)
+
     def __post_init__(self) -> None:
+        _ = self.saved_every
         if not 0 < self.ratio < 1:
             raise LorashearError(f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1")
         if self.cost not in COSTS:

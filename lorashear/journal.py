@@ -46,7 +46,7 @@ class Journal:
             raise LorashearError(f"'{path}' does not say how far an earlier run was: {again}") from error
         if held != job:
             raise LorashearError(
-                f"'{path}' is of another plan, model, adapter or shard size, or their files have changed since: {again}"
+                f"'{path}' is of another request, or the files that it names have changed since: {again}"
             )
         return cls(path, job, positions)
 

@@ -18,6 +18,9 @@ import numpy as np
 from lorashear.errors import LorashearError
 from lorashear.journal import Journal
 
+WORK = "unfinished"
+"""In a result that is being made: a folder that is not thrown away unasked when the run is stopped."""
+
 
 def check_target(target: Path, *, source: Path | None, overwrite: bool, bytes_needed: int) -> None:
     """Whether a result of `bytes_needed` can be written to `target`; for asking early, before hours of work.
@@ -76,7 +79,7 @@ def resumable_folder(
 
     Yields the hidden folder, whose name follows from the target's, and the journal of what is in it already. ``job``
     identifies all that decides the bytes. Raises LorashearError, also if an unfinished result is of another job, or if
-    another process is writing it.
+    another process is writing it; without ``resume`` also where it holds the folder `WORK`, which is worth hours.
     """
     target = target.expanduser().resolve()
     work = unfinished(target)
@@ -86,6 +89,7 @@ def resumable_folder(
     notes = work.with_name(f"{work.name}.json")
     work.mkdir(parents=True, exist_ok=True)
     with _alone_in(work):
+        _refuse_to_lose(work, resume)
         if resume and notes.exists():
             journal = Journal.resume(notes, job)
         else:
@@ -102,6 +106,24 @@ def resumable_folder(
             raise
         journal.close()
     _landed(target, old)
+
+
+def check_unfinished(target: Path, *, resume: bool) -> None:
+    """Whether a result can be begun, or gone on with; for asking early.
+
+    Raises LorashearError if another process is writing it, or if it was stopped and is worth going on with.
+    """
+    work = unfinished(target.expanduser().resolve())
+    if work.is_dir():
+        with _alone_in(work):
+            _refuse_to_lose(work, resume)
+
+
+def _refuse_to_lose(work: Path, resume: bool) -> None:
+    if not resume and (work / WORK).exists():
+        raise LorashearError(
+            f"'{work}' holds a run that was stopped: pass --resume to go on with it, or delete that folder to begin again"
+        )
 
 
 def unfinished(target: Path) -> Path:

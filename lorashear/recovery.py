@@ -1,4 +1,4 @@
-"""Recovery: a pruned model learns again what it lost, through LoRA, beside the dense model that it came from."""
+"""Recovery: a pruned result learns again what it lost, through LoRA, beside the dense model that it came from."""
 
 from __future__ import annotations
 
@@ -6,50 +6,49 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from lorashear import models, training
+from lorashear import models, results, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.folder import BESIDE, write_adapter, write_folder
 from lorashear.lora import Adapter
 from lorashear.plans import Plan
+from lorashear.run import Run
 from lorashear.slicing import Slice
 from lorashear.storage import Storage
 from lorashear.training import LOG
 
 
-def recover(
-    model: Any,
-    teacher: torch.nn.Module | None,
-    windows: torch.Tensor,
-    settings: Settings,
-    adapter: Path,
-    shown: training.Shown,
-) -> dict[str, Any]:
-    """Train the LoRA adapter of a pruned model and save it into the folder ``adapter``, with a log of its steps.
-
-    Args:
-        model: the PeftModel.
-        teacher: the dense model to stay close to.
-        windows: token ids to train on, int64 [windows, length].
-        shown: called with the steps done, and the steps.
-
-    Returns:
-        What was done, for the report.
+def recover(run: Run, pruned: Path, folder: Path) -> None:
+    """Train a pruned result on the text of a run, and write what it becomes, with plan, report and card, into ``folder``.
 
     Raises:
         LorashearError: the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows)
-    with training.logged(adapter, recipe.steps, shown) as stepped:
-        training.train(model, windows, recipe, teacher=teacher, stepped=stepped)
-    model.save_pretrained(adapter)
-    return training.record(recipe, windows)
+    settings, stage, windows = run.settings, run.stage, run.windows
+    assert windows is not None
+    plan, before = results.read(pruned)
+    with stage("train"):
+        small = run.learner(pruned)
+        record = training.adapt(
+            small,
+            windows.training,
+            training.recipe(settings, small, windows.training),
+            run.work,
+            partial(stage.progress, "train"),
+            teacher=run.dense() if settings.distill else None,
+            snapshots=run.snapshots,
+        )
+        del small
+    with stage("merge" if settings.adapter == "merge" else "keep"):
+        plan = write(plan, pruned, run.work, settings, folder, partial(stage.progress, "merge"))
+    with stage("evaluate"):
+        after = run.judged(run.pruned(folder))
+    results.write(results.trained(before, run, plan, record, after), plan, folder)
 
 
 def write(

@@ -1,4 +1,4 @@
-"""What a run says of itself when it is done: the content of report.json."""
+"""What a run says of itself when it is done: the content of report.json, and the model card."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from lorashear import knowledge
-from lorashear.checkpoint import Checkpoint
+from lorashear import knowledge, report
+from lorashear.checkpoint import Checkpoint, json_object
 from lorashear.choosing import Choice
 from lorashear.evaluate import Perplexity
+from lorashear.folder import write_json
 from lorashear.plans import Plan
 from lorashear.report import layer_widths
 from lorashear.run import Run
 from lorashear.storage import Storage
 from lorashear_ir.groups import Groups
 from lorashear_passes.oneshot import Outcome
+
+REPORT = Path("lorashear") / "report.json"
 
 
 def content(
@@ -30,9 +33,8 @@ def content(
     plan: Plan,
     folder: Path,
     judged: Mapping[str, Perplexity | None],
-    trained: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The report of a run whose result lies in ``folder``; ``counted`` has the prices of what the ratio is of."""
+    """The report of a run that pruned, into ``folder``; ``counted`` has the prices of what the ratio is of."""
     source, settings, windows, outcome = run.source, run.settings, run.windows, choice.outcome
     small = Checkpoint.open(folder)
     counts = [_count(storage.source, storage, groups, {}), _count(small, storage, groups, plan.names)]
@@ -56,7 +58,7 @@ def content(
         "compensated": settings.compensate and windows is not None,
         "changed": sorted(plan.changed),
         "perplexity": perplexity,
-        "training": trained,
+        "training": choice.record,
         "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
         "per_layer": _alternative(outcome),
         "knowledge": knowledge.content(outcome.knowledge, groups, settings) if outcome.knowledge else None,
@@ -66,6 +68,36 @@ def content(
         "device": settings.device,
         "settings": asdict(settings),
     }
+
+
+def trained(
+    before: Mapping[str, Any], run: Run, plan: Plan, record: Mapping[str, Any], after: Perplexity | None
+) -> dict[str, Any]:
+    """The report of a run that trained a pruned result, whose own report was ``before``."""
+    perplexity = before["perplexity"]
+    if perplexity and after:
+        perplexity = {"before": perplexity["before"], "pruned": perplexity["after"], **perplexity}
+        perplexity["after"] = after.perplexity
+    return {
+        **before,
+        "changed": sorted(plan.changed),
+        "perplexity": perplexity,
+        "training": record,
+        "seconds": {**before["seconds"], **run.stage.seconds},
+        "peak_bytes": {**before["peak_bytes"], **run.stage.peak_bytes},
+    }
+
+
+def write(content: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    """The report and the card of a result."""
+    (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
+    write_json(folder / REPORT, content)
+
+
+def read(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan and the report of a result."""
+    path = folder / REPORT
+    return Plan.load(path.with_name("plan.json")), json_object(path.read_bytes(), f"'{path}'")
 
 
 def _alternative(outcome: Outcome) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
+from lorashear.snapshots import Snapshots
 from lorashear.stages import Stages
 from lorashear_passes.surgery import Settings as Surgery
 from lorashear_passes.walk import Batch
@@ -21,17 +22,28 @@ from lorashear_passes.walk import Batch
 
 @dataclass(frozen=True)
 class Run:
-    """``scratch`` is a folder for files that are gone at the end; ``windows`` is None without text; ``lora`` is the folder
-    of an adapter that belongs to the model."""
+    """``lora`` is the folder of an adapter that belongs to the model; ``windows`` is None without text; ``work`` is a folder
+    for what is gone at the end, and goes on from where it was if the run is stopped."""
 
     source: Checkpoint
     name: str
     settings: Settings
     stage: Stages
-    scratch: Path
     trust_remote_code: bool
     lora: Path | None = None
     windows: Windows | None = None
+    work: Path = Path()
+
+    @property
+    def trains_after(self) -> bool:
+        """Whether it is the pruned model that is trained."""
+        return self.settings.tokens is not None and not self.settings.lhspg
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """States of training."""
+        steps, seconds = self.settings.saved_every
+        return Snapshots(self.work, steps, seconds)
 
     @property
     def criterion(self) -> str:

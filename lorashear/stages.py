@@ -23,26 +23,27 @@ def debug_level() -> int:
 
 @dataclass
 class Stages:
-    """The stages so far: seconds each, and the peak resident memory of the process at its end, in bytes."""
+    """The stages so far: seconds each, together where one comes twice, and the peak resident memory of the process at its end, in bytes."""
 
     say: Say | None = None
     shown: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
+    number: int = 0  # of the current one
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Run a block as the stage ``name``."""
-        number = len(self.seconds) + 1
+        self.number += 1
         if self.say:
-            self.say(f"{number} {name}")
+            self.say(f"{self.number} {name}")
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 4)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.peak_bytes[name] = peak if sys.platform == "darwin" else peak * 1024
         if debug_level():
-            print(f"lorashear: {number} {name}: {self.seconds[name]:.3f} s", file=sys.stderr)
+            print(f"lorashear: {self.number} {name}: {self.seconds[name]:.3f} s", file=sys.stderr)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Tell how far the current stage is."""
@@ -51,11 +52,10 @@ class Stages:
 
     def made(self, what: str, text: Callable[[], str]) -> None:
         """Note what the current stage made; its text goes to LORASHEAR_DUMP as ``03-infer.txt``."""
-        number = len(self.seconds) + 1
         folder = os.environ.get("LORASHEAR_DUMP")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / f"{number:02}-{what}.txt").write_text(text(), encoding="utf-8")
+            (Path(folder) / f"{self.number:02}-{what}.txt").write_text(text(), encoding="utf-8")
         if debug_level() >= 2:
             print(f"lorashear: {what}: {len(text().splitlines())} lines", file=sys.stderr)
         if debug_level() >= 3:

@@ -7,11 +7,12 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size
 from lorashear.lora import PREFIX
 from lorashear.losses import losses
+from lorashear.snapshots import Snapshots
+from lorashear.stopping import deferred
 
 ALPHA = 32
 """LoRA's α. The update is scaled by α/r, so that the best learning rate hardly depends on the rank."""
@@ -57,6 +60,22 @@ class Step:
     distance: float | None = None
 
 
+class Companion(Protocol):
+    """What goes along with training and has a state of its own."""
+
+    def start(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Before the first step, or after so many, from what `state` gave then; it may leave trained weights as it likes."""
+        ...
+
+    def __call__(self, step: int) -> None:
+        """After so many steps: free to change weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What `start` needs to go on."""
+        ...
+
+
 KERNELS = ("out_proj",)
 """Maps that peft refuses to adapt where Mamba's kernels read the weight themselves, past an adapter."""
 FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -77,23 +96,53 @@ def recipe(settings: Settings, model: Any, windows: Tensor) -> Recipe:
     return Recipe(steps, rate, rank=max(ranks), distill=settings.distill, seed=settings.seed)
 
 
-def record(recipe: Recipe, windows: Tensor) -> dict[str, Any]:
-    """What was done, for the report."""
+def adapt(
+    model: Any,
+    windows: Tensor,
+    recipe: Recipe,
+    folder: Path,
+    shown: Shown,
+    *,
+    teacher: torch.nn.Module | None = None,
+    companion: Companion | None = None,
+    snapshots: Snapshots | None = None,
+) -> dict[str, Any]:
+    """Train a PeftModel (see `train`) and save its adapter into a folder, beside a log with a line a step.
+
+    Args:
+        shown: called with the steps done, and the steps.
+
+    Returns:
+        What was done, for the report.
+    """
+    with _logged(folder, recipe.steps, shown) as stepped:
+        train(model, windows, recipe, teacher=teacher, companion=companion, snapshots=snapshots, stepped=stepped)
+    model.save_pretrained(folder)
     tokens = round(recipe.steps * recipe.batch * tokens_in(windows) / len(windows))
     return {**asdict(recipe), "tokens": tokens, "windows": len(windows)}
 
 
 @contextmanager
-def logged(folder: Path, steps: int, shown: Shown) -> Iterator[Callable[[Step], None]]:
-    """Makes the folder; each step that is given becomes a line of the log in it, and is shown."""
-    folder.mkdir()
-    with (folder / LOG).open("w", encoding="utf-8") as log:
+def _logged(folder: Path, steps: int, shown: Shown) -> Iterator[Callable[[Step], None]]:
+    """Each step that is given becomes a line of the log in the folder, behind those of the steps before it, and is shown."""
+    with ExitStack() as stack:
+        log: TextIO | None = None
 
         def stepped(step: Step) -> None:
+            nonlocal log
+            log = log or stack.enter_context(_behind(folder / LOG, step.step))
             print(json.dumps(asdict(step)), file=log, flush=True)
             shown(step.step, steps)
 
         yield stepped
+
+
+def _behind(path: Path, step: int) -> TextIO:
+    """The log, to be gone on with at this step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: step - 1] if path.exists() else []
+    path.write_text("".join(lines), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
 
 
 def default_rate(hidden: int) -> float:
@@ -179,6 +228,8 @@ def train(
     recipe: Recipe,
     *,
     teacher: torch.nn.Module | None = None,
+    companion: Companion | None = None,
+    snapshots: Snapshots | None = None,
     stepped: Callable[[Step], None] | None = None,
 ) -> None:
     """Train what is trainable in ``model``; which windows a step sees depends on the seed and the step alone.
@@ -187,27 +238,37 @@ def train(
         windows: token ids, int64 [windows, length], padded by `data.PADDING`; gone through again, in another order, when
             all were seen.
         teacher: the dense model, to stay close to; without it only text counts.
-        stepped: called after every step, and free to change weights.
+        companion: called after every step.
+        snapshots: what an earlier run came to, which goes on, and where this one's states go. Where there are some, Ctrl-C and
+            SIGTERM wait for the end of the step, and its state.
+        stepped: called after every step and the companion.
 
     Raises:
         LorashearError: nothing is trainable, or the loss stops being a number; the adapters are then as they last were good.
     """
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, recipe.steps))
     device = parameters[0].device
-    good = [p.detach().clone() for p in parameters]
     before = {module: module.training for module in model.modules()}
     model.train()
     with ExitStack() as stack:
         stack.callback(_set_modes, before)
+        asked = stack.enter_context(deferred()) if snapshots else None
         stack.enter_context(_random(recipe.seed, device))
-        for step, rows in enumerate(_batches(windows, recipe), 1):
+        done, state = snapshots.last() if snapshots else (0, {})
+        if companion:
+            companion.start(done, state)
+        if done:
+            _restore(model, optimizer, state)
+        good = [p.detach().clone() for p in parameters]
+        for step, rows in islice(enumerate(_batches(windows, recipe), 1), done, None):
             started = time.perf_counter()
+            rate = recipe.rate * _share(step - 1, recipe.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.zero_grad()
             found = _backward(model, teacher, rows.to(device), recipe.distill, (step - 1) / recipe.steps)
             norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            rate = float(schedule.get_last_lr()[0])
             if not math.isfinite(found["loss"]) or not math.isfinite(norm.item()):
                 for parameter, value in zip(parameters, good, strict=True):
                     parameter.data.copy_(value)
@@ -218,10 +279,41 @@ def train(
             for parameter, value in zip(parameters, good, strict=True):
                 value.copy_(parameter.detach())
             optimizer.step()
-            schedule.step()
+            if companion:
+                companion(step)
+            seconds = time.perf_counter() - started
             if stepped:
-                seconds = time.perf_counter() - started
                 stepped(Step(step, rate=rate, speed=tokens_in(rows) / seconds, **found))
+            stop = asked is not None and asked.number is not None
+            if snapshots and (stop or snapshots.due(step) or step == recipe.steps):
+                snapshots.save(step, _state(model, optimizer) | (companion.state() if companion else {}))
+            if stop:
+                return  # and the signal takes its course
+
+
+def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What is trained, the optimizer's moments, and where what is random has come to."""
+    found = {"random.cpu": torch.get_rng_state()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[f"trained.{name}"] = parameter
+            found |= {f"{what}.{name}": value for what, value in optimizer.state[parameter].items()}
+            if parameter.is_cuda:
+                found["random.cuda"] = torch.cuda.get_rng_state(parameter.device)
+    return found
+
+
+def _restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """As it was when `_state` gave this."""
+    torch.set_rng_state(state["random.cpu"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(state[f"trained.{name}"])
+            moments = {what: state[f"{what}.{name}"] for what in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {what: value.to(parameter.device) for what, value in moments.items()}
+            optimizer.state[parameter]["step"] = state[f"step.{name}"]
+            if parameter.is_cuda:
+                torch.cuda.set_rng_state(state["random.cuda"], parameter.device)
 
 
 def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:

@@ -13,9 +13,10 @@ from lorashear import models, training
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
-from lorashear.training import Shown, logged
+from lorashear.snapshots import Snapshots
+from lorashear.training import Shown
 from lorashear_ir.groups import Group
-from lorashear_passes.lhspg import Lhspg, Schedule
+from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 from lorashear_passes.surgery import Settings as Surgery
 from lorashear_passes.walk import Batch
 
@@ -41,6 +42,7 @@ def transfer(
     surgery: Surgery,
     adapter: Path,
     shown: Shown,
+    snapshots: Snapshots | None = None,
 ) -> Transferred:
     """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the folder ``adapter``.
 
@@ -51,6 +53,7 @@ def transfer(
         calibration: batches that rank and refit at the start of each period.
         windows: token ids to train on, int64 [windows, length].
         shown: called with the steps done, and the steps.
+        snapshots: where states go, and an earlier run's are found.
 
     Raises:
         LorashearError: the adapter does not reach a group, or the loss stops being a number.
@@ -59,19 +62,17 @@ def transfer(
     schedule = _schedule(settings, recipe.steps)
     chosen = _reached(model, widths)
     lhspg = Lhspg(model, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery)
-    lhspg(0)
-    with logged(adapter, recipe.steps, shown) as log:
-
-        def stepped(step: training.Step) -> None:
-            lhspg(step.step)
-            log(step)
-
-        training.train(model, windows, recipe, teacher=teacher, stepped=stepped)
-    model.save_pretrained(adapter)
+    try:
+        record = training.adapt(
+            model, windows, recipe, adapter, shown, teacher=teacher, companion=lhspg, snapshots=snapshots
+        )
+    except Diverged as error:
+        raise LorashearError(
+            f"the run that was stopped had chosen other structures of {error} than come out now: leave --resume out"
+        ) from error
     weights = {_plain(name): model.get_parameter(name).data for name in lhspg.changed}
     removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
-    record = training.record(recipe, windows) | {"lhspg": asdict(schedule)}
-    return Transferred(removed, weights, record)
+    return Transferred(removed, weights, record | {"lhspg": asdict(schedule)})
 
 
 def _schedule(settings: Settings, every: int) -> Schedule:

@@ -49,9 +49,8 @@ def begun(
 
 def trained(model: Any, lhspg: Lhspg, steps: int) -> None:
     windows = torch.cat([batch["input_ids"] for batch in batches(8)])
-    lhspg(0)
     recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0)
-    training.train(model, windows, recipe, stepped=lambda step: lhspg(step.step))
+    training.train(model, windows, recipe, companion=lhspg)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -181,7 +180,7 @@ def test_a_gate_waits_where_the_loss_wants_its_structure_back() -> None:
     for left in range(8, 0, -1):
         model(torch.ones(4, 2)).mean().backward()  # channel 0 raises it, channel 1 lowers it, channel 2 does neither
         before = gates.values["ffn"].clone()
-        gone = {name: gone[name] * factor for name, factor in gates.step(left).items()}
+        gone = {name: gone[name] * factor for name, factor in gates.moved(gates.next(left)).items()}
         if left > 1:
             assert gates.values["ffn"][0] < before[0] or before[0] == 0
             assert gates.values["ffn"][1] == 1

@@ -37,9 +37,9 @@ class Gates:
             for path, name, columns in readers
         ]
 
-    def step(self, left: int) -> dict[str, Tensor]:
-        """What each structure is multiplied by now, by group; ``left`` counts the steps of the period from this one on."""
-        factors: dict[str, Tensor] = {}
+    def next(self, left: int) -> dict[str, Tensor]:
+        """γ after a step more; ``left`` counts the steps of the period from this one on. The gradients are used up."""
+        found: dict[str, Tensor] = {}
         for name, gate in self.values.items():
             slope = self._moments[name] / gate.clamp_min(1e-12)
             self._moments[name].zero_()
@@ -47,10 +47,13 @@ class Gates:
             usual = slope[gate > 0].abs().median() if gate.any() else torch.tensor(0.0)
             down = slope / usual / self.length if usual > 0 else torch.zeros_like(slope)
             trial = torch.where(slope < 0, gate, gate - down - gate / left)
-            fresh = torch.where(trial < EPSILON * gate, 0.0, trial) if left > 1 else torch.zeros_like(gate)
-            factors[name] = torch.where(gate > 0, fresh / gate.clamp_min(1e-12), 0.0)
-            self.values[name] = fresh
-        return factors
+            found[name] = torch.where(trial < EPSILON * gate, 0.0, trial) if left > 1 else torch.zeros_like(gate)
+        return found
+
+    def moved(self, fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """To these γ; what each structure is multiplied by for it, by group."""
+        before, self.values = self.values, dict(fresh)
+        return {n: torch.where(g > 0, fresh[n] / g.clamp_min(1e-12), 0.0) for n, g in before.items()}
 
     def close(self) -> None:
         """Watch no more."""

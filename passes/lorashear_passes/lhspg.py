@@ -12,8 +12,9 @@ without the structure. So the function is what it was at a period's start, and a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from .allocate import GroupLike
@@ -22,11 +23,25 @@ from .scores import owned
 from .surgery import Settings, Surgeon, units
 from .walk import Batch
 
-__all__ = ["Lhspg", "Schedule"]
+__all__ = ["Diverged", "Lhspg", "Schedule"]
 
 POLICIES = ("decay", "half-space")
 Place = tuple[str, int, Tensor, str]
 """A parameter, a dim of it, indices along that, and the group whose structures they are."""
+
+
+class Diverged(Exception):
+    """A run that was to go on chooses other structures of a group, which it names, than it had."""
+
+
+@dataclass(frozen=True)
+class Period:
+    """What is to be known of one to come through it again."""
+
+    trained: Mapping[str, Tensor]
+    """What was trained, as it was at its start."""
+    gates: list[Mapping[str, Tensor]] = field(default_factory=list)
+    """Of the half-space policy, by group, after each of its steps so far."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,35 @@ class Lhspg:
         self._dead: list[Place] = []
         """What fades beside what goes to its goal, and what stays at zero, of the trained weights."""
         self._gates: Gates | None = None
+        self._periods: list[Period] = []
+        self._given: list[Period] = []
+        """What another run noted, while its steps are done again."""
+
+    def start(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Before the first step; or after so many, in a model as it was before the first one, from what `state` gave then.
+
+        Frozen weights come to what they were then: the same structures are chosen and fade once more. Trained weights are
+        left somewhere on the way.
+
+        Raises:
+            Diverged: other structures are chosen.
+        """
+        self._given = _periods(state)
+        for at in range(step + 1):
+            self(at)
+        self._given = []
+        for name, indices in self.removed.items():
+            if step and state[f"removed.{name}"].tolist() != indices:
+                raise Diverged(name)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `start` needs to come here again: for each period what was trained at its start, and its gates."""
+        found = {f"removed.{name}": torch.tensor(indices, dtype=torch.int64) for name, indices in self.removed.items()}
+        for number, period in enumerate(self._periods):
+            found |= {f"period {number} trained.{name}": value for name, value in period.trained.items()}
+            for name in period.gates[0] if period.gates else ():
+                found[f"period {number} gates.{name}"] = torch.stack([each[name] for each in period.gates])
+        return found
 
     def __call__(self, step: int) -> None:
         """After so many steps; 0: before the first."""
@@ -97,6 +141,11 @@ class Lhspg:
     def _begin(self, period: int) -> None:
         """Choose what goes by the end of a period."""
         widths = {name: self._width(name, period) for name in self.chosen}
+        trained = {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
+        if self._given:
+            for name, value in self._given[period - 1].trained.items():
+                trained[name].copy_(value)
+        self._periods.append(Period({name: value.cpu().clone() for name, value in trained.items()}))
         before = {name: parameter.data for name, parameter in self.model.named_parameters()}
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
@@ -124,7 +173,12 @@ class Lhspg:
 
     def _shrink(self, left: int) -> None:
         """One step, the first of so many that are left of the period."""
-        factors = self._gates.step(left) if self._gates else {}
+        factors: Mapping[str, Tensor] = {}
+        if self._gates:
+            done = self._periods[-1].gates
+            given = self._given[len(self._periods) - 1].gates[len(done)] if self._given else None
+            factors = self._gates.moved(given or self._gates.next(left))
+            done.append(self._gates.values)
         frozen = [place for place in self._fading if place[0] in self._goals]
         before = [self._value(name).index_select(dim, index) for name, dim, index, _ in frozen]
         for name, goal in self._goals.items():
@@ -183,3 +237,17 @@ class Lhspg:
         """Units that a group still has after a period."""
         every = units(self.chosen[name])
         return every - round((every - self.widths[name]) * period / self.schedule.periods)
+
+
+def _periods(state: Mapping[str, Tensor]) -> list[Period]:
+    """What `Lhspg.state` noted."""
+    found: list[Period] = []
+    while trained := _under(state, f"period {len(found)} trained."):
+        gates = _under(state, f"period {len(found)} gates.")
+        steps = len(next(iter(gates.values()))) if gates else 0
+        found.append(Period(trained, [{name: each[at] for name, each in gates.items()} for at in range(steps)]))
+    return found
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
