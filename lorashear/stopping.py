@@ -6,47 +6,60 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
 class Asked:
-    """Whether somebody asked to stop, and by which signal."""
+    """Notes the first of `SIGNALS` that comes, but for those that are ignored; a second one takes its course at once."""
 
-    number: int | None = None
+    def __init__(self) -> None:
+        self.number: int | None = None
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        # Ctrl-C is ignored in a program that a shell started in the background.
+        self._before = {number: found for number, found in before.items() if found not in (signal.SIG_IGN, None)}
+
+    def watch(self) -> None:
+        """From here on."""
+        for number in self._before:
+            signal.signal(number, self._note)
+
+    def leave(self) -> None:
+        """As it was."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def act(self) -> None:
+        """The signal that came takes its course now; where it was handled by going on, the next is waited for."""
+        number, self.number = self.number, None
+        if number is not None:
+            self.leave()
+            signal.raise_signal(number)
+            self.watch()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        self.leave()
 
 
 @contextmanager
 def deferred() -> Iterator[Asked]:
-    """In here the first signal is only noted; it takes its course when the block ends, and a second one does so at once.
+    """In here a signal waits until it is acted on, at the latest at the end.
 
-    Signals reach the main thread alone: elsewhere nothing is deferred.
+    Signals reach the main thread alone: elsewhere nothing waits.
     """
     asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _: FrameType | None) -> None:
-        asked.number = number
-        restore()
-
-    for number in SIGNALS:
-        signal.signal(number, note)
+    asked.watch()
     try:
         yield asked
     finally:
-        restore()
-    if asked.number is not None:
-        signal.raise_signal(asked.number)
+        asked.leave()
+    asked.act()
+    asked.leave()
 
 
 def raising() -> None:

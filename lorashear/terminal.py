@@ -13,7 +13,7 @@ PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
 
 
 class Terminal:
-    """Writes to stderr: a bar on a terminal; else now and then a plain line, which log files can take."""
+    """Writes to stderr: a bar on a terminal; else a plain line when something begins, and now and then, for log files."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -47,8 +47,8 @@ class Terminal:
                 self._close()
                 self._what, self._task = what, self._bar.add_task(what, total=total)
             self._bar.update(self._task, completed=done, total=total)
-        elif time.monotonic() - self._last > PLAIN_SECONDS:
-            self._last = time.monotonic()
+        elif what != self._what or time.monotonic() - self._last > PLAIN_SECONDS:
+            self._what, self._last = what, time.monotonic()
             self._console.print(f"  {what} {done} of {total}", markup=False, highlight=False)
 
     def _close(self) -> None:

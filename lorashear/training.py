@@ -284,11 +284,10 @@ def train(
             seconds = time.perf_counter() - started
             if stepped:
                 stepped(Step(step, rate=rate, speed=tokens_in(rows) / seconds, **found))
-            stop = asked is not None and asked.number is not None
-            if snapshots and (stop or snapshots.due(step) or step == recipe.steps):
-                snapshots.save(step, _state(model, optimizer) | (companion.state() if companion else {}))
-            if stop:
-                return  # and the signal takes its course
+            if snapshots and asked:
+                if asked.number is not None or snapshots.due(step) or step == recipe.steps:
+                    snapshots.save(step, _state(model, optimizer) | (companion.state() if companion else {}))
+                asked.act()
 
 
 def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -191,7 +191,7 @@ def test_going_on_with_another_job_is_refused(
     out, loaded = tmp_path / "out", Plan.load(plan)
     stopped(model, plan, out)
     with pytest.raises(
-        LorashearError, match="is of another plan, model, adapter or shard size, or their files have changed"
+        LorashearError, match="is of another request, or the files that it names have changed"
     ):
         applying.apply(loaded, model, out, shard_bytes=8000, resume=True)
     (tmp_path / ".out.lorashear.json").write_text("{")

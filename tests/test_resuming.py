@@ -114,6 +114,19 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         pytest.fail("it waited")
 
 
+def test_a_signal_that_is_ignored_stops_nothing(tmp_path: Path) -> None:
+    """As Ctrl-C is in a program that a shell started in the background; or it is handled by going on."""
+    seen: list[int] = []
+    for name, handler in {"ignored": signal.SIG_IGN, "noted": lambda number, _: seen.append(number)}.items():
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            model, steps = run("LoRA", Snapshots(tmp_path / name), 5, signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert [step for step, *_ in steps] == list(range(1, STEPS + 1)) and same(model, "LoRA")
+    assert seen == [signal.SIGINT]
+
+
 def test_the_last_ones_are_kept_and_the_base_is_not_in_them(tmp_path: Path) -> None:
     model, _ = run("decay", Snapshots(tmp_path, steps=1))
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-0000000{n}.safetensors" for n in (8, 9)]

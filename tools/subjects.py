@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lorashear import calibration, data
 from lorashear_passes.walk import Batch
 
@@ -44,16 +42,5 @@ def subjects(shared: Path, scratch: Path) -> Iterator[Subject]:
 
 
 def batches(tokenizer: Any, file: Path, count: int, single: bool) -> list[Batch]:
-    documents = data.read_texts([file])
-    if not single:
-        windows = data.windows(tokenizer, documents, CONTEXT, limit=count)
-        return calibration.batches(windows, len(tokenizer), "cpu")
-    rows = [[tokenizer.bos_token_id, *tokenizer(d, add_special_tokens=False)["input_ids"]][:CONTEXT] for d in documents]
-    found: list[Batch] = []
-    for start in range(0, count, calibration.BATCH_WINDOWS):
-        part = rows[start : start + calibration.BATCH_WINDOWS]
-        width = max(map(len, part))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in part])
-        found.append({"input_ids": ids, "attention_mask": mask, "use_cache": False})
-    return found
+    windows = data.windows(tokenizer, data.read_texts([file]), CONTEXT, count, packed=not single)
+    return calibration.batches(windows, len(tokenizer), "cpu")

@@ -99,6 +99,7 @@ def _measure(surgeon: Surgeon, walk: Walk, guard: Walk, measured: Measured, prog
         measured[""] = [heldout_loss(model, guard.batches)]
     total = measurements(surgeon)
     known = sum(len(levels(group)) for key, group in _keys(surgeon) if key in measured)
+    progress("knowledge", known, total)
     states, held = walk.start, guard.start
     for position, stage in enumerate(walk.stages):
         covariances, after = walk.scan(stage, states)
