@@ -190,9 +190,7 @@ def test_going_on_with_another_job_is_refused(
 ) -> None:
     out, loaded = tmp_path / "out", Plan.load(plan)
     stopped(model, plan, out)
-    with pytest.raises(
-        LorashearError, match="is of another request, or the files that it names have changed"
-    ):
+    with pytest.raises(LorashearError, match="is of another request, or the files that it names have changed"):
         applying.apply(loaded, model, out, shard_bytes=8000, resume=True)
     (tmp_path / ".out.lorashear.json").write_text("{")
     with pytest.raises(
