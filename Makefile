@@ -43,7 +43,7 @@ bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
 	$(BIN)/python tools/bench_apply.py
 
-bench-lhspg: .venv/stamp  ## a step of LHSPG beside one of LoRA, at 104 M parameters; five minutes
+bench-lhspg: .venv/stamp  ## a step of LHSPG beside one of LoRA, at 104 M parameters; two minutes
 	$(BIN)/python tools/bench_lhspg.py
 
 families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); a quarter of an hour
