@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
-from lorashear import models, training
+from lorashear import models, recipes, training
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
-from lorashear.snapshots import Snapshots
-from lorashear.training import Shown
+from lorashear.run import Run
+from lorashear.sharding import SharedWeights, full
 from lorashear_ir.groups import Group
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
-from lorashear_passes.surgery import Settings as Surgery
-from lorashear_passes.walk import Batch
 
 
 @dataclass(frozen=True)
@@ -32,47 +30,45 @@ class Transferred:
     """What was done, for the report."""
 
 
-def transfer(
-    model: Any,
-    teacher: torch.nn.Module | None,
-    widths: Mapping[str, int],
-    calibration: Sequence[Batch],
-    windows: torch.Tensor,
-    settings: Settings,
-    surgery: Surgery,
-    adapter: Path,
-    shown: Shown,
-    snapshots: Snapshots | None = None,
-) -> Transferred:
-    """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the folder ``adapter``.
+def transfer(run: Run, widths: Mapping[str, int], dense: Any = None) -> Transferred:
+    """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the run's folder for work.
 
     Args:
-        model: the PeftModel, changed in place: what has faded is zero.
-        teacher: another copy of the model, to stay close to.
         widths: units kept, by group.
-        calibration: batches that rank and refit at the start of each period.
-        windows: token ids to train on, int64 [windows, length].
-        shown: called with the steps done, and the steps.
-        snapshots: where states go, and an earlier run's are found.
+        dense: the dense model where it lies here already: the one to stay close to.
 
     Raises:
         LorashearError: the adapter does not reach a group, or the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows)
+    settings, windows = run.settings, run.windows
+    assert windows is not None
+    model = run.learner()
+    recipe = recipes.recipe(settings, model, windows.training)
     schedule = _schedule(settings, recipe.steps)
     chosen = _reached(model, widths)
-    lhspg = Lhspg(model, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery)
+    calibration = run.batches(model, windows.calibration)
+    weights = SharedWeights(run.sharded(model), run.processes, run.learner)
+    kept = {PREFIX + name: width for name, width in widths.items()}
+    lhspg = Lhspg(model, chosen, kept, calibration, schedule, run.surgery, weights)
     try:
         record = training.adapt(
-            model, windows, recipe, adapter, shown, teacher=teacher, companion=lhspg, snapshots=snapshots
+            model,
+            windows.training,
+            recipe,
+            run.work,
+            partial(run.stage.progress, "transfer"),
+            teacher=run.teacher(dense),
+            companion=lhspg,
+            snapshots=run.snapshots,
+            processes=run.processes,
         )
     except Diverged as error:
         raise LorashearError(
             f"the run that was stopped had chosen other structures of {error} than come out now: leave --resume out"
         ) from error
-    weights = {_plain(name): model.get_parameter(name).data for name in lhspg.changed}
+    changed = {_plain(name): full(model.get_parameter(name).detach()) for name in sorted(lhspg.changed)}
     removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
-    return Transferred(removed, weights, record | {"lhspg": asdict(schedule)})
+    return Transferred(removed, changed, record | {"lhspg": asdict(schedule)})
 
 
 def _schedule(settings: Settings, every: int) -> Schedule:
