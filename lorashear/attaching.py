@@ -69,3 +69,18 @@ def _maps(model: Any) -> list[str]:
         and module is not head
         and uses[id(module.weight)] == 1  # type: ignore[arg-type]
     ]
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a transformers model or a PeftModel compute what is between two layers twice in training, and keep less.
+
+    Raises:
+        LorashearError: its class does not know how.
+    """
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )  # the older name
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise LorashearError(f"{error} Leave gradient_checkpointing (--gradient-checkpointing) out") from error

@@ -42,6 +42,8 @@ def main() -> None:
         code = STOPPED
     except SystemExit as stopped:  # by SIGTERM
         code = stopped.code
+        if isinstance(stopped.__context__, launched.Lost):  # the launcher stops those that a dead one leaves
+            print(f"lorashear: {stopped.__context__}", file=sys.stderr)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:

@@ -22,5 +22,14 @@ def follower() -> bool:
     return rank() > 0
 
 
+def precision() -> str:
+    """What `accelerate launch --mixed_precision` was given; no without it."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+class Lost(LorashearError):
+    """Another process is not there any more."""
+
+
 class Ended(LorashearError):
     """The first process has failed, and says why itself."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lorashear import launched
 from lorashear.errors import LorashearError
-from lorashear.launched import Ended
+from lorashear.launched import Ended, Lost
 
 T = TypeVar("T")
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -42,6 +42,10 @@ class Processes:
         """
         self.size, self.rank = launched.count(), launched.rank()
         self._device = device
+        if launched.precision() not in ("no", "bf16"):
+            raise LorashearError(
+                f"the launcher's mixed_precision is {launched.precision()}; training knows no and bf16"
+            )
 
     @property
     def main(self) -> bool:
@@ -51,12 +55,8 @@ class Processes:
     def accelerator(self) -> Accelerator:
         """What the launcher says of precision, and of how to reach the others. Models are put on devices elsewhere."""
         cpu = self.size > 1 and self._device == "cpu"
-        found = Accelerator(cpu=cpu, device_placement=False, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-        if found.mixed_precision not in ("no", "bf16"):
-            raise LorashearError(
-                f"the launcher's mixed_precision is {found.mixed_precision}; training knows bf16 and no"
-            )
-        return found
+        handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
+        return Accelerator(cpu=cpu, device_placement=False, kwargs_handlers=handlers)
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -98,7 +98,7 @@ class Processes:
         except RuntimeError as error:
             if self.size == 1 or isinstance(error, torch.OutOfMemoryError) or not _lost(error):
                 raise
-            raise LorashearError(
+            raise Lost(
                 f"process {self.rank} of {self.size} has lost another one while {doing}: see what that one said last, "
                 "and go on from the last state with --resume"
             ) from error

@@ -13,7 +13,6 @@ from lorashear import adapters, attaching, evaluate, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
-from lorashear.errors import LorashearError
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.processes import Processes
@@ -93,12 +92,7 @@ class Run:
         else:
             found = attaching.attach(base, rank=self.settings.rank, seed=self.settings.seed)
         if self.settings.gradient_checkpointing:
-            try:
-                found.gradient_checkpointing_enable({"use_reentrant": False})
-            except ValueError as error:
-                raise LorashearError(
-                    f"{type(base).__name__} knows no gradient checkpointing: leave --gradient-checkpointing out"
-                ) from error
+            attaching.checkpoint_activations(found)
         return found
 
     def sharded(self, model: Any) -> Any:

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
-from lorashear import attaching, config, models, training
+from lorashear import attaching, models, training
 from lorashear.run import Run
 from lorashear.verifying import verify
 from lorashear_passes.gates import Gates
@@ -47,9 +47,9 @@ def begun(
     return model, Lhspg(model, chosen, widths, batches(), schedule, settings)
 
 
-def trained(model: Any, lhspg: Lhspg, steps: int) -> None:
+def trained(model: Any, lhspg: Lhspg, steps: int, micro_batch: int | None = None) -> None:
     windows = torch.cat([batch["input_ids"] for batch in batches(8)])
-    recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0)
+    recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0, micro_batch=micro_batch)
     training.train(model, windows, recipe, companion=lhspg)
 
 
@@ -229,6 +229,27 @@ def test_the_gradient_of_a_gate_is_that_of_the_loss() -> None:
                 layer.base_layer.weight.copy_(before[0])
                 layer.lora_A.default.weight.copy_(before[1])
         assert found[place].item() == pytest.approx((losses[0] - losses[1]) / 0.02, rel=0.02, abs=2e-4)
+
+
+@pytest.mark.parametrize("policy", ["decay", "half-space"])
+def test_windows_by_parts_and_activations_computed_twice_change_nothing(policy: str) -> None:
+    """A gate sees every gradient once, although what it reads is computed twice."""
+    found: list[dict[str, torch.Tensor]] = []
+    seen: list[int] = []
+    for micro_batch, twice in ((None, False), (3, False), (None, True)):
+        torch.manual_seed(0)
+        model, lhspg = begun(Schedule(1, 1, 4, policy))
+        if twice:
+            attaching.checkpoint_activations(model)
+        count = [0]
+        layer = model.get_submodule(f"{PREFIX}model.layers.0.mlp")
+        layer.register_forward_pre_hook(lambda module, _, count=count: count.__setitem__(0, count[0] + module.training))
+        trained(model, lhspg, 6, micro_batch)
+        found.append({name: p.detach() for name, p in model.named_parameters()})
+        seen.append(count[0])
+    assert seen == [6, 12, 12]
+    for other in found[1:]:
+        assert all((other[name] - value).abs().max() < 2e-3 for name, value in found[0].items())
 
 
 def test_the_optimizer_cannot_bring_back_what_is_gone() -> None:
