@@ -55,12 +55,13 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
             run.learner(),
             dense if settings.distill else None,
             outcome.split.widths,
+            groups,
             run.batches(dense, windows.calibration),
             windows.training,
             settings,
             run.surgery,
             run.work,
-            partial(run.stage.progress, "transfer"),
+            partial(run.stage.stepped, "transfer"),
             run.snapshots,
         )
     return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), run.work, moved.record)

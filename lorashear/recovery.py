@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lorashear import models, results, training
+from lorashear import curves, models, results, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.folder import BESIDE, write_adapter, write_folder
@@ -39,9 +38,10 @@ def recover(run: Run, pruned: Path, folder: Path) -> None:
             windows.training,
             training.recipe(settings, small, windows.training),
             run.work,
-            partial(stage.progress, "train"),
+            partial(stage.stepped, "train"),
             teacher=run.dense() if settings.distill else None,
             snapshots=run.snapshots,
+            left=lambda: (sum(map(len, plan.removed.values())), before["parameters"]["after"]),
         )
         del small
     with stage("merge" if settings.adapter == "merge" else "keep"):
@@ -73,7 +73,7 @@ def write(
         folder,
         progress=progress,
     )
-    shutil.copyfile(adapter / LOG, folder / "lorashear" / LOG)
+    curves.keep(adapter / LOG, folder / "lorashear")
     if merge:
         source = {new: name for name, new in plan.names.items() if new is not None}
         return noted(plan, folder, {source.get(name, name): name for name in found.adapted})

@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -58,6 +58,8 @@ class Step:
     speed: float
     divergence: float | None = None
     distance: float | None = None
+    removed: int | None = None  # structures that are gone
+    parameters: int | None = None  # of the model as it would be if it were cut now, without the adapter
 
 
 class Companion(Protocol):
@@ -81,8 +83,10 @@ KERNELS = ("out_proj",)
 FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Names that peft takes, in some mixtures of experts, for what the experts were before their weights became one tensor."""
 
-Shown = Callable[[int, int], None]
-"""Called with the steps done, and the steps."""
+Shown = Callable[[Step, int], None]
+"""Called with what a step did, and the number of steps."""
+Left = Callable[[], tuple[int, int]]
+"""Tells, when a step is done, how many structures are gone and how many parameters are left."""
 
 LOG = "training.jsonl"
 
@@ -106,16 +110,18 @@ def adapt(
     teacher: torch.nn.Module | None = None,
     companion: Companion | None = None,
     snapshots: Snapshots | None = None,
+    left: Left | None = None,
 ) -> dict[str, Any]:
     """Train a PeftModel (see `train`) and save its adapter into a folder, beside a log with a line a step.
 
     Args:
-        shown: called with the steps done, and the steps.
+        shown: called with what each step did, and the number of steps.
+        left: asked after every step for what the log and ``shown`` say of the model.
 
     Returns:
         What was done, for the report.
     """
-    with _logged(folder, recipe.steps, shown) as stepped:
+    with _logged(folder, recipe.steps, shown, left) as stepped:
         train(model, windows, recipe, teacher=teacher, companion=companion, snapshots=snapshots, stepped=stepped)
     model.save_pretrained(folder)
     tokens = round(recipe.steps * recipe.batch * tokens_in(windows) / len(windows))
@@ -123,16 +129,19 @@ def adapt(
 
 
 @contextmanager
-def _logged(folder: Path, steps: int, shown: Shown) -> Iterator[Callable[[Step], None]]:
+def _logged(folder: Path, steps: int, shown: Shown, left: Left | None) -> Iterator[Callable[[Step], None]]:
     """Each step that is given becomes a line of the log in the folder, behind those of the steps before it, and is shown."""
     with ExitStack() as stack:
         log: TextIO | None = None
 
         def stepped(step: Step) -> None:
             nonlocal log
+            if left:
+                removed, parameters = left()
+                step = replace(step, removed=removed, parameters=parameters)
             log = log or stack.enter_context(_behind(folder / LOG, step.step))
             print(json.dumps(asdict(step)), file=log, flush=True)
-            shown(step.step, steps)
+            shown(step, steps)
 
         yield stepped
 
@@ -333,7 +342,7 @@ def _batches(windows: Tensor, recipe: Recipe) -> Iterator[Tensor]:
 
 def _backward(
     model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor, distill: float, done: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Add the gradients of a step, in as many parts as keep the logits small; its losses by name, and all together."""
     size = batch_size(rows.shape[1], _vocabulary(model))
     found: dict[str, float] = defaultdict(float)

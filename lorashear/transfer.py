@@ -15,7 +15,7 @@ from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
 from lorashear.snapshots import Snapshots
 from lorashear.training import Shown
-from lorashear_ir.groups import Group
+from lorashear_ir.groups import Group, Groups
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 from lorashear_passes.surgery import Settings as Surgery
 from lorashear_passes.walk import Batch
@@ -36,6 +36,7 @@ def transfer(
     model: Any,
     teacher: torch.nn.Module | None,
     widths: Mapping[str, int],
+    groups: Groups,
     calibration: Sequence[Batch],
     windows: torch.Tensor,
     settings: Settings,
@@ -50,9 +51,10 @@ def transfer(
         model: the PeftModel, changed in place: what has faded is zero.
         teacher: another copy of the model, to stay close to.
         widths: units kept, by group.
+        groups: of the model without the adapter, which tell how many parameters are left.
         calibration: batches that rank and refit at the start of each period.
         windows: token ids to train on, int64 [windows, length].
-        shown: called with the steps done, and the steps.
+        shown: called with what each step did, and the number of steps.
         snapshots: where states go, and an earlier run's are found.
 
     Raises:
@@ -64,15 +66,22 @@ def transfer(
     lhspg = Lhspg(model, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery)
     try:
         record = training.adapt(
-            model, windows, recipe, adapter, shown, teacher=teacher, companion=lhspg, snapshots=snapshots
+            model,
+            windows,
+            recipe,
+            adapter,
+            shown,
+            teacher=teacher,
+            companion=lhspg,
+            snapshots=snapshots,
+            left=lambda: _left(groups, _named(lhspg.gone)),
         )
     except Diverged as error:
         raise LorashearError(
             f"the run that was stopped had chosen other structures of {error} than come out now: leave --resume out"
         ) from error
     weights = {_plain(name): model.get_parameter(name).data for name in lhspg.changed}
-    removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
-    return Transferred(removed, weights, record | {"lhspg": asdict(schedule)})
+    return Transferred(_named(lhspg.removed), weights, record | {"lhspg": asdict(schedule)})
 
 
 def _schedule(settings: Settings, every: int) -> Schedule:
@@ -95,6 +104,16 @@ def _reached(carrying: torch.nn.Module, widths: Mapping[str, int]) -> dict[str, 
     if not any(".lora_" in name for group in chosen.values() for name, _ in group.slots):
         raise LorashearError(f"no adapter reaches {next(iter(widths))} or any other group that is to be pruned")
     return chosen
+
+
+def _named(removed: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Structures by their groups' names in the model without adapters."""
+    return {name.removeprefix(PREFIX): indices for name, indices in removed.items()}
+
+
+def _left(groups: Groups, gone: Mapping[str, list[int]]) -> tuple[int, int]:
+    """Structures gone, and parameters left."""
+    return sum(map(len, gone.values())), groups.parameters(groups.widths(gone))
 
 
 def _plain(name: str) -> str:
