@@ -18,7 +18,7 @@ from xml.etree import ElementTree as xml
 PICTURE = "training.svg"
 POINTS = 500
 """Of a curve at most: more than that no screen shows apart."""
-WIDTH, LEFT, RIGHT = 760, 76, 20  # of the picture and its margins, in pixels
+WIDTH, LEFT, RIGHT = 760, 76, 28  # of the picture and its margins, in pixels
 HEAD, GAP, FOOT = 34, 22, 46  # above a panel, between two, and below the last
 GRID, INK, PAPER = "#dcdcdc", "#333333", "#ffffff"  # a paper of its own, so that it reads on a dark page too
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#8a5a8a"  # told apart by colour-blind eyes too
@@ -60,13 +60,13 @@ class Scale:
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, most: int) -> list[float]:
-        """Round numbers in reach, ``most`` at most: multiples of 1, 2 or 5 times a power of ten."""
-        least = (self.high - self.low) / most
+    def ticks(self, spaces: int) -> list[float]:
+        """Round numbers in reach, with so many spaces between them at most: multiples of 1, 2 or 5 times a power of ten."""
+        least = (self.high - self.low) / spaces
         power = 10.0 ** math.floor(math.log10(least))
         step = next(each * power for each in (1, 2, 5, 10, 20) if each * power >= least)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [round(i * step, 12) for i in range(first, last + 1)][:most]
+        return [round(i * step, 12) for i in range(first, last + 1)]
 
 
 def keep(log: Path, folder: Path) -> None:
@@ -114,7 +114,7 @@ def _panel(root: xml.Element, panel: Panel, rows: Sequence[dict[str, Any]], step
     values = [value for points in found.values() for _, value in points]
     scale = _scale([0, *values] if panel.from_zero else values, bottom, top, room=0.05)
     _text(root, LEFT, top - 12, panel.title, weight="bold")
-    for tick in scale.ticks(panel.height // 30):
+    for tick in scale.ticks(panel.height // 22):
         _line(root, LEFT, scale(tick), WIDTH - RIGHT, scale(tick))
         _text(root, LEFT - 8, scale(tick) + 4, number(tick), anchor="end", kind=f"y {panel.curves[0].key}")
     for tick in _whole(steps):
@@ -123,23 +123,24 @@ def _panel(root: xml.Element, panel: Panel, rows: Sequence[dict[str, Any]], step
         shown = _stairs(points) if curve.stairs else thinned(points)
         _curve(root, curve, [(steps(step), scale(value)) for step, value in shown])
     if len(panel.curves) > 1:
-        _legend(root, panel.curves, top - 16)
+        _legend(root, panel.curves[::-1], top - 16)
 
 
 def _curve(root: xml.Element, curve: Curve, points: Sequence[Point]) -> None:
-    places = " ".join(f"{x:.2f},{y:.2f}" for x, y in (points if len(points) > 1 else [*points, *points]))
+    if len(points) == 1:  # a dash, where there is no line to draw
+        points = [(x + move, y) for x, y in points for move in (-3, 3)]
+    places = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
     style = {"stroke": curve.colour, "stroke-width": "1.6", "stroke-linejoin": "round", "stroke-linecap": "round"}
     xml.SubElement(root, "polyline", {"class": curve.key, "points": places, "fill": "none", **style})
 
 
 def _legend(root: xml.Element, curves: Sequence[Curve], y: float) -> None:
-    """From the right edge leftwards."""
-    right = float(WIDTH - RIGHT)
+    """Beside the title. Letters are of a width that only the reader's machine knows: the room after a name gives way."""
+    at = LEFT + 120.0
     for curve in curves:
-        _text(root, right, y + 4, curve.name, anchor="end")
-        right -= 6.6 * len(curve.name) + 8
-        _line(root, right - 22, y, right, y, colour=curve.colour, width=3)
-        right -= 22 + 20
+        _line(root, at, y, at + 22, y, colour=curve.colour, width=3)
+        _text(root, at + 28, y + 4, curve.name)
+        at += 28 + 7.5 * len(curve.name) + 20
 
 
 def _steps(root: xml.Element, steps: Scale, bottom: float) -> None:
@@ -157,7 +158,7 @@ def _scale(values: Sequence[float], start: float, end: float, room: float = 0.0)
     """One that has room, as a share, beyond the values, but none below zero."""
     low, high = min(values), max(values)
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        high = low + 1
     over = room * (high - low)
     return Scale(max(low - over, 0.0) if low >= 0 else low - over, high + over, start, end)
 
