@@ -122,7 +122,10 @@ def compile_(
         bool, typer.Option("--resume", help="go on where an earlier run was stopped in training")
     ] = False,
     report_to: Annotated[
-        str, typer.Option(help="trackers of training: tensorboard,wandb,… or all; files go to runs beside the result")
+        str,
+        typer.Option(
+            help="trackers of training: tensorboard,wandb,… or all; TensorBoard's files go to runs beside the result"
+        ),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,

@@ -86,7 +86,7 @@ def compile(
         say, progress: called with a line for each stage, and with (stage, done, total).
         stepped: called with what each step of training did (`lorashear.training.Step`), before ``progress`` is.
         report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
-            What they write goes to ``runs`` beside the result (see `lorashear.trackers`).
+            TensorBoard's files go to ``runs`` beside the result (see `lorashear.trackers`).
         settings: see `lorashear.config.Settings`.
 
     Raises:

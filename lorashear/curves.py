@@ -181,7 +181,7 @@ def _stairs(points: Sequence[Point]) -> list[Point]:
 
 def number(value: float) -> str:
     """As a person writes it: ``1,500``, ``0.25``, ``2e-4``."""
-    if value and abs(value) < 1e-3:
+    if value and abs(value) < 1e-2:
         mantissa, _, power = f"{value:.3g}".partition("e")
         if not power:
             mantissa, _, power = f"{value:.2e}".partition("e")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 RUNS = "runs"
-"""The folder, beside a result, for what trackers write; in it each result has one under its name."""
+"""The folder, beside a result, for what trackers write that are told where to; in it each result has one under its name."""
 NAMES = {"rate": "learning_rate", "speed": "tokens_per_second", "removed": "structures_removed"}
 """Of figures that are called something else where there are no units beside them."""
 
@@ -47,8 +47,9 @@ def check(names: Collection[str]) -> None:
 class Trackers:
     """Those that are named, ``"all"`` being those that are installed, for the run that makes the folder ``target``.
 
-    What they write to disk goes to ``runs/NAME`` beside it. Call it with each step; a run that goes on continues its curves
-    in TensorBoard, and begins a new run elsewhere.
+    Those that are told where to write, TensorBoard among them, write to ``runs/NAME`` beside it; the others where they are
+    used to. Call it with each step. A run that goes on continues its curves in TensorBoard; elsewhere it begins a new run,
+    with the steps numbered on.
     """
 
     def __init__(self, names: Collection[str], target: Path) -> None:
