@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorashear import stopping
+from lorashear import launched, stopping
 from lorashear.errors import Fault, LorashearError
 from lorashear.terminal import Terminal
 
@@ -48,9 +48,10 @@ def main() -> None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"lorashear: {sentence}", file=sys.stderr)
+        if not isinstance(error, launched.Ended):
+            print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
-    if code in (STOPPED, TERMINATED):
+    if code in (STOPPED, TERMINATED) and not launched.follower():
         on = "; --resume goes on from here" if arguments[0] in ("apply", "compile") else ""
         print(f"lorashear: stopped; nothing was written under the final name{on}", file=sys.stderr)
     raise SystemExit(code or 0)
@@ -104,6 +105,16 @@ def compile_(
     learning_rate: Annotated[
         float | None, typer.Option(help="the highest, of training; by default from the model's width")
     ] = None,
+    batch: Annotated[int, typer.Option(help="windows a training step, of all processes together")] = 8,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="of them at once in each process; by default as many as keep the logits small")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="train in less memory, and slower")
+    ] = False,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="under a launcher: each process holds a part of the weights in training")
+    ] = False,
     rank: Annotated[int, typer.Option(help="of the LoRA adapter that is trained")] = 16,
     distill: Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")] = 0.8,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
@@ -155,6 +166,10 @@ def compile_(
             policy=policy,
             warm_up=warm_up,
             learning_rate=learning_rate,
+            batch=batch,
+            micro_batch=micro_batch,
+            gradient_checkpointing=gradient_checkpointing,
+            fsdp=fsdp,
             rank=rank,
             distill=distill,
             adapter=adapter,
@@ -182,6 +197,8 @@ def compile_(
             report_to=_words(report_to),
         )
     report = result.report
+    if launched.follower():
+        return
     if as_json:
         print(json.dumps(report, indent=2))
         return

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 
 from lorashear import adapters, checkpoint, evaluate, models, results, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
-from lorashear.config import Settings
+from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.loading import check_usable, load
 from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.plans import Plan
+from lorashear.processes import Processes
 from lorashear.recovery import recover
 from lorashear.run import Run
 from lorashear.stages import Progress, Say, Stages
@@ -102,7 +103,13 @@ def compile(
         raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")
     if not texts and wanted.criterion not in (None, "magnitude", "random"):
         raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
-    with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
+    processes = Processes(wanted.device)
+    if processes.size > 1 and out is None:
+        raise LorashearError("several processes write into a folder that out names: pass out (--out DIR)")
+    if not processes.main:
+        processes.follow()
+        return CompileResult(Path(out or ""), *results.read(Path(out or "")))
+    with processes.leading(), tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         if isinstance(model, torch.nn.Module):
             folder, name = Path(scratch) / "given", type(model).__name__
             lora = _saved(model, tokenizer, folder) or lora
@@ -118,7 +125,8 @@ def compile(
         own = Path(lora) if lora is not None else None
         with trackers.Trackers(report_to, target) as reported:
             told = (stepped, reported) if stepped else (reported,)
-            run = Run(source, name, wanted, Stages(say, progress, told=told), trust_remote_code, own)
+            stages = Stages(say, progress, told=told)
+            run = Run(source, name, wanted, stages, trust_remote_code, own, processes=processes)
             return _compile(run, target, texts, overwrite, resume, estimated)
 
 
@@ -187,7 +195,7 @@ def _job(run: Run, given: Given) -> str:
     found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
     for part in vars(run.windows).values() if run.windows else ():
         found.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
-    found.update(json.dumps({**asdict(run.settings), "save_every": ""}).encode())
+    found.update(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}).encode())
     return found.hexdigest()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorashear import models, training
+from lorashear import attaching, models, training
 from lorashear.config import BATCH
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
@@ -46,7 +46,7 @@ def main() -> None:
     )
     model: Any = LlamaForCausalLM(config)
     parameters = sum(p.numel() for p in model.parameters())
-    carrying = training.adapted(model, rank=16)
+    carrying = attaching.attach(model, rank=16)
     windows = torch.randint(0, config.vocab_size, (args.windows, args.length))
     recipe = training.Recipe(2 * args.pairs + 1, 1e-4, batch=args.windows, distill=0.0)
     chosen = dict(models.analysed(carrying).only(("head", "ffn")).items())
