@@ -50,7 +50,7 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     if not settings.lhspg or windows is None:
         return Choice(outcome, run.lora)
     with run.stage("transfer"):
-        moved = run.together(transfer, outcome.split.widths, dense=dense)
+        moved = run.together(transfer, outcome.split.widths, dense=dense, groups=groups)
     return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), run.work, moved.record)
 
 

@@ -67,6 +67,11 @@ def _sentence(error: Exception) -> str | None:
     return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
 
 
+def _words(given: str) -> tuple[str, ...]:
+    """What is between commas."""
+    return tuple(word.strip() for word in given.split(",") if word.strip())
+
+
 @app.command("compile")
 def compile_(
     model: Model,
@@ -129,6 +134,12 @@ def compile_(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on where an earlier run was stopped in training")
     ] = False,
+    report_to: Annotated[
+        str,
+        typer.Option(
+            help="trackers of training: tensorboard,wandb,… or all; TensorBoard's files go to runs beside the result"
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
     as_json: AsJson = False,
@@ -166,7 +177,7 @@ def compile_(
             adapter=adapter,
             cost=cost,
             per_layer=per_layer,
-            prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
+            prune=_words(prune),
             round_to=round_to,
             criterion=criterion,
             unprunable_ratio=unprunable_ratio,
@@ -184,6 +195,8 @@ def compile_(
             estimated=estimated,
             say=terminal.say,
             progress=terminal.progress,
+            stepped=terminal.stepped,
+            report_to=_words(report_to),
         )
     report = result.report
     if launched.follower():

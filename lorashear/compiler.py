@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, evaluate, models, results
+from lorashear import adapters, checkpoint, evaluate, models, results, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
 from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
@@ -29,6 +29,7 @@ from lorashear.processes import Processes
 from lorashear.recovery import recover
 from lorashear.run import Run
 from lorashear.stages import Progress, Say, Stages
+from lorashear.training import Step
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def compile(
     estimated: Callable[[Estimate], None] | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
+    stepped: Callable[[Step], None] | None = None,
+    report_to: Sequence[str] = (),
     **settings: Any,
 ) -> CompileResult:
     """Make a model smaller by ``ratio`` of its parameters, or of another ``cost``, and write it to the folder ``out``.
@@ -82,6 +85,9 @@ def compile(
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
         say, progress: called with a line for each stage, and with (stage, done, total).
+        stepped: called with what each step of training did (`lorashear.training.Step`), before ``progress`` is.
+        report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
+            TensorBoard's files go to ``runs`` beside the result (see `lorashear.trackers`).
         settings: see `lorashear.config.Settings`.
 
     Raises:
@@ -89,6 +95,9 @@ def compile(
     """
     wanted = Settings(ratio=ratio, **settings)
     check_usable(wanted)
+    trackers.check(report_to)
+    if report_to and wanted.one_shot:
+        raise LorashearError("report_to hands on the steps of training, and one_shot has none: leave one of them out")
     texts = [text] if isinstance(text, str | Path) else list(text)
     if not texts and wanted.tokens:
         raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")
@@ -114,8 +123,11 @@ def compile(
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
         check_unfinished(target, resume=resume)
         own = Path(lora) if lora is not None else None
-        run = Run(source, name, wanted, Stages(say, progress), trust_remote_code, own, processes=processes)
-        return _compile(run, target, texts, overwrite, resume, estimated)
+        with trackers.Trackers(report_to, target) as reported:
+            told = (stepped, reported) if stepped else (reported,)
+            stages = Stages(say, progress, told=told)
+            run = Run(source, name, wanted, stages, trust_remote_code, own, processes=processes)
+            return _compile(run, target, texts, overwrite, resume, estimated)
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path | None:

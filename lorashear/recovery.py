@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lorashear import models, recipes, results, training
+from lorashear import curves, models, recipes, results, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.folder import BESIDE, write_adapter, write_folder
@@ -21,7 +20,7 @@ from lorashear.plans import Plan
 from lorashear.run import Run
 from lorashear.slicing import Slice
 from lorashear.storage import Storage
-from lorashear.training import LOG
+from lorashear.training import LOG, Left
 
 
 def recover(run: Run, pruned: Path, folder: Path) -> None:
@@ -33,7 +32,8 @@ def recover(run: Run, pruned: Path, folder: Path) -> None:
     settings, stage = run.settings, run.stage
     plan, before = results.read(pruned)
     with stage("train"):
-        record = run.together(train, pruned)
+        left = sum(map(len, plan.removed.values())), before["parameters"]["after"]
+        record = run.together(train, pruned, left=lambda: left)
     with stage("merge" if settings.adapter == "merge" else "keep"):
         plan = write(plan, pruned, run.work, settings, folder, partial(stage.progress, "merge"))
     with stage("evaluate"):
@@ -41,8 +41,11 @@ def recover(run: Run, pruned: Path, folder: Path) -> None:
     results.write(results.trained(before, run, plan, record, after), plan, folder)
 
 
-def train(run: Run, pruned: Path) -> dict[str, Any]:
-    """Train a pruned result, and leave the adapter in the run's folder for work; what was done, for the report."""
+def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
+    """Train a pruned result, and leave the adapter in the run's folder for work; what was done, for the report.
+
+    ``left`` is for `training.adapt`.
+    """
     assert run.windows is not None
     windows = run.windows.training
     small = run.learner(pruned)
@@ -52,9 +55,10 @@ def train(run: Run, pruned: Path) -> dict[str, Any]:
         windows,
         recipe,
         run.work,
-        partial(run.stage.progress, "train"),
+        partial(run.stage.stepped, "train"),
         teacher=run.teacher(),
         snapshots=run.snapshots,
+        left=left,
         processes=run.processes,
     )
 
@@ -81,7 +85,7 @@ def write(
         folder,
         progress=progress,
     )
-    shutil.copyfile(adapter / LOG, folder / "lorashear" / LOG)
+    curves.keep(adapter / LOG, folder / "lorashear")
     if merge:
         source = {new: name for name, new in plan.names.items() if new is not None}
         return noted(plan, folder, {source.get(name, name): name for name in found.adapted})

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -44,6 +44,8 @@ class Step:
     speed: float
     divergence: float | None = None
     distance: float | None = None
+    removed: int | None = None  # structures that are gone
+    parameters: int | None = None  # of the model as it would be if it were cut now, without the adapter
 
 
 class Companion(Protocol):
@@ -62,8 +64,10 @@ class Companion(Protocol):
         ...
 
 
-Shown = Callable[[int, int], None]
-"""Called with the steps done, and the steps."""
+Shown = Callable[[Step, int], None]
+"""Called with what a step did, and the number of steps."""
+Left = Callable[[], tuple[int, int]]
+"""Tells, when a step is done, how many structures are gone and how many parameters are left."""
 
 LOG = "training.jsonl"
 
@@ -79,18 +83,20 @@ def adapt(
     companion: Companion | None = None,
     snapshots: Snapshots | None = None,
     processes: Processes | None = None,
+    left: Left | None = None,
 ) -> dict[str, Any]:
     """Train a PeftModel (see `train`) and save its adapter into a folder, beside a log with a line a step.
 
     Args:
-        shown: called with the steps done, and the steps.
+        shown: called with what each step did, and the number of steps.
         processes: all that do so together; the first one writes.
+        left: asked after every step for what the log and ``shown`` say of the model.
 
     Returns:
         What was done, for the report.
     """
     processes = processes or Processes()
-    with _logged(folder, recipe.steps, shown) as stepped:
+    with _logged(folder, recipe.steps, shown, left) as stepped:
         train(
             model,
             windows,
@@ -109,16 +115,19 @@ def adapt(
 
 
 @contextmanager
-def _logged(folder: Path, steps: int, shown: Shown) -> Iterator[Callable[[Step], None]]:
+def _logged(folder: Path, steps: int, shown: Shown, left: Left | None) -> Iterator[Callable[[Step], None]]:
     """Each step that is given becomes a line of the log in the folder, behind those of the steps before it, and is shown."""
     with ExitStack() as stack:
         log: TextIO | None = None
 
         def stepped(step: Step) -> None:
             nonlocal log
+            if left:
+                removed, parameters = left()
+                step = replace(step, removed=removed, parameters=parameters)
             log = log or stack.enter_context(_behind(folder / LOG, step.step))
             print(json.dumps(asdict(step)), file=log, flush=True)
-            shown(step.step, steps)
+            shown(step, steps)
 
         yield stepped
 
@@ -277,7 +286,7 @@ def _told(rows: Tensor) -> int:
     return tokens_in(rows) - len(rows)
 
 
-def _added_up(parameters: list[torch.nn.Parameter], found: dict[str, float], processes: Processes) -> dict[str, float]:
+def _added_up(parameters: list[torch.nn.Parameter], found: dict[str, float], processes: Processes) -> dict[str, Any]:
     """Gradients and losses of all processes, where gradients are not added up already, as those of sharded weights.
 
     Adapters are small, so that their gradients go together when all are there; a parameter that no process has used has

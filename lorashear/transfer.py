@@ -15,7 +15,7 @@ from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
 from lorashear.run import Run
 from lorashear.sharding import SharedWeights, full
-from lorashear_ir.groups import Group
+from lorashear_ir.groups import Group, Groups
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 
 
@@ -30,12 +30,13 @@ class Transferred:
     """What was done, for the report."""
 
 
-def transfer(run: Run, widths: Mapping[str, int], dense: Any = None) -> Transferred:
+def transfer(run: Run, widths: Mapping[str, int], dense: Any = None, groups: Groups | None = None) -> Transferred:
     """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the run's folder for work.
 
     Args:
         widths: units kept, by group.
         dense: the dense model where it lies here already: the one to stay close to.
+        groups: of the dense model, to tell with each step how many parameters are left.
 
     Raises:
         LorashearError: the adapter does not reach a group, or the loss stops being a number.
@@ -56,19 +57,19 @@ def transfer(run: Run, widths: Mapping[str, int], dense: Any = None) -> Transfer
             windows.training,
             recipe,
             run.work,
-            partial(run.stage.progress, "transfer"),
+            partial(run.stage.stepped, "transfer"),
             teacher=run.teacher(dense),
             companion=lhspg,
             snapshots=run.snapshots,
             processes=run.processes,
+            left=(lambda: _left(groups, _named(lhspg.gone))) if groups is not None else None,
         )
     except Diverged as error:
         raise LorashearError(
             f"the run that was stopped had chosen other structures of {error} than come out now: leave --resume out"
         ) from error
     changed = {_plain(name): full(model.get_parameter(name).detach()) for name in sorted(lhspg.changed)}
-    removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
-    return Transferred(removed, changed, record | {"lhspg": asdict(schedule)})
+    return Transferred(_named(lhspg.removed), changed, record | {"lhspg": asdict(schedule)})
 
 
 def _schedule(settings: Settings, every: int) -> Schedule:
@@ -91,6 +92,16 @@ def _reached(carrying: torch.nn.Module, widths: Mapping[str, int]) -> dict[str, 
     if not any(".lora_" in name for group in chosen.values() for name, _ in group.slots):
         raise LorashearError(f"no adapter reaches {next(iter(widths))} or any other group that is to be pruned")
     return chosen
+
+
+def _named(removed: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Structures by their groups' names in the model without adapters."""
+    return {name.removeprefix(PREFIX): indices for name, indices in removed.items()}
+
+
+def _left(groups: Groups, gone: Mapping[str, list[int]]) -> tuple[int, int]:
+    """Structures gone, and parameters left."""
+    return sum(map(len, gone.values())), groups.parameters(groups.widths(gone))
 
 
 def _plain(name: str) -> str:

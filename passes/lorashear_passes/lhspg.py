@@ -100,6 +100,8 @@ class Lhspg:
         self.schedule, self.settings = schedule, settings or Settings()
         self.removed: dict[str, list[int]] = {}
         """Structures of the redundant set by group, rising; they fade, or are at zero."""
+        self.gone: Mapping[str, list[int]] = {}
+        """Those of them that have come to zero, at the end of a period."""
         self.changed: set[str] = set()
         """Frozen weights that are other ones than they were, also where no structure has gone."""
         self._goals: dict[str, Tensor] = {}
@@ -253,6 +255,7 @@ class Lhspg:
         if self._gates:
             self._gates.close()
         self._fading, self._goals, self._gains, self._gates = [], {}, {}, None
+        self.gone = self.removed
         gone = [self._place(self.chosen[name], *slot) for name in self.removed for slot in self.chosen[name].slots]
         for each in gone:
             self.weights.here(each.name).index_fill_(each.dim, each.index, 0)
