@@ -57,6 +57,12 @@ def main() -> None:
             step()
         print(peak(args.device) - before)
         return
+    command = [
+        sys.executable,
+        *sys.argv,
+        "--alone",
+    ]  # first, since a process begins with the peak of the one that starts it
+    held = [int(subprocess.run([*command, name], capture_output=True, text=True, check=True).stdout) for name in FORMS]
     steps = {name: FORM[name](args) for name in FORMS}
     print(
         f"{args.shape} LLaMA shape, {args.windows} × {args.length} tokens a step, {args.dtype}, {_machine(args.device)}, "
@@ -68,18 +74,11 @@ def main() -> None:
             speed = step()
             if number:  # the first round is slow whatever it does
                 speeds[name].append(speed)
-    steps.clear()
     print("form      tokens/s  of LoRA's time    memory  of LoRA's")
-    plain = 0
-    for name in FORMS:
-        done = subprocess.run([sys.executable, *sys.argv, "--alone", name], capture_output=True, text=True, check=True)
-        held = int(done.stdout)
-        plain = plain or held
+    for name, most in zip(FORMS, held, strict=True):
         ratio = statistics.median(one / other for one, other in zip(speeds["LoRA"], speeds[name], strict=True))
-        print(
-            f"{name:8}  {statistics.median(speeds[name]):8,.0f}  {ratio:14.3f}  {held / 1e9:5.2f} GB  {held / plain:9.3f}",
-            flush=True,
-        )
+        speed = statistics.median(speeds[name])
+        print(f"{name:8}  {speed:8,.0f}  {ratio:14.3f}  {most / 1e9:5.2f} GB  {most / held[0]:9.3f}")
 
 
 def model(args: argparse.Namespace, kept: float = 1.0) -> Any:
