@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, evaluate, models, results, trackers
+from lorashear import adapters, checkpoint, evaluate, launched, models, results, sharding, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
 from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
@@ -217,4 +217,6 @@ def _estimate(
         length=length,
         hidden=hidden,
         vocabulary=vocabulary,
+        layers=int(getattr(twin.config.get_text_config(), "num_hidden_layers", None) or 1),
+        shares=launched.count() if sharding.wanted(settings.fsdp) else 1,
     )

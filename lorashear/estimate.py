@@ -45,11 +45,14 @@ class Estimate:
         length: int,
         hidden: int,
         vocabulary: int,
+        layers: int,
+        shares: int = 1,
     ) -> Self:
         """For a model whose parameters have these shapes.
 
         ``tokens`` are calibrated on, and ``batch`` go through the model at once to measure a loss: 0 without text, when
-        nothing is refitted. ``length`` is that of a window.
+        nothing is refitted. ``length`` is that of a window; ``shares`` is how many processes hold a part of the weights each
+        while they train.
 
         The model is held once to compute with and, at most, once more as refitted weights; the widest input of a matrix
         has a covariance in float32 and five matrices of its size in float64 while it is ordered and refitted; three states
@@ -57,7 +60,8 @@ class Estimate:
 
         To train, the pruned model and, where it distils, the dense one are held; for LHSPG the dense one twice, and what it
         fades to. Every adapter is held five times (itself, its gradient, two moments, as it last was good); and for a part of
-        a batch the input and output of every matrix thrice, and six times the logits in float32.
+        a batch the input and output of every matrix thrice, and six times the logits in float32; where activations are computed
+        twice, only those of one layer, and four states of the residual stream for each.
         """
         itemsize = 4 if settings.dtype == "float32" or (settings.dtype is None and settings.device == "cpu") else 2
         rows, widest = max((shape for shape in shapes if len(shape) == 2), key=lambda shape: shape[1], default=(0, 0))
@@ -65,10 +69,14 @@ class Estimate:
         refit = 44 * widest**2 + 16 * rows * widest + weights + 3 * tokens * hidden * itemsize
         measured = batch * (4 * widest + 2 * vocabulary) * itemsize
         sides = sum(sum(shape) for shape in shapes if len(shape) == 2)
-        part = min(batch, BATCH * length)
-        training = 20 * settings.rank * sides + part * (3 * sides * itemsize + 24 * vocabulary)
+        part = settings.micro_batch * length if settings.micro_batch else min(batch, BATCH * length)
+        kept = 3 * sides
+        if settings.gradient_checkpointing:
+            kept = kept // layers + 4 * layers * hidden
+        training = 20 * settings.rank * sides + part * (kept * itemsize + 24 * vocabulary)
         copies = 3 if settings.lhspg else 1 - settings.ratio + (1 if settings.distill else 0)
-        training += round(copies * weights)
+        gathered = 2 * weights // layers if shares > 1 else 0  # of a layer of each model, while it computes
+        training += round(copies * weights / shares) + gathered
         passes = 2 if settings.tokens else 1  # the pruned model is written, read and merged
         return cls(
             read=4 * source.bytes * passes,  # looked through for NaN, loaded, hashed, sliced

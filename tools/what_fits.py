@@ -1,0 +1,81 @@
+"""What memory a run takes at most, by the estimate that `compile --dry-run` prints, for the shapes of well-known models.
+
+    python tools/what_fits.py [--context 2048]
+
+In bfloat16 on a GPU: a window of the context at once (`--micro-batch 1`), activations computed twice
+(`--gradient-checkpointing`), 20 % of the parameters to go. Nothing is run and no weights are made; what a machine really takes
+is less (tests/test_estimate.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from lorashear.checkpoint import Checkpoint
+from lorashear.config import Settings
+from lorashear.estimate import Estimate
+
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+SHAPES = {
+    "TinyLlama 1.1B": (2048, 5632, 22, 32, 4, 32000),
+    "LLaMA 3.2 3B": (3072, 8192, 28, 24, 8, 128256),
+    "LLaMA 2 7B": (4096, 11008, 32, 32, 32, 32000),
+    "LLaMA 3 8B": (4096, 14336, 32, 32, 8, 128256),
+    "LLaMA 2 13B": (5120, 13824, 40, 40, 40, 32000),
+}
+WINDOWS = 160  # that are calibrated on, and choose between splits
+CASES: dict[str, dict[str, Any]] = {
+    "pruned": {"one_shot": True},
+    "trained": {"tokens": 10**6},
+    "trained, `--distill 0`": {"tokens": 10**6, "distill": 0.0},
+    "trained in 4 processes, `--fsdp`": {"tokens": 10**6, "fsdp": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", type=int, default=2048, help="tokens a window in training")
+    args = parser.parse_args()
+    print(f"| shape | {' | '.join(CASES)} |\n|---|{'---:|' * len(CASES)}")
+    for name, shape in SHAPES.items():
+        print(
+            f"| {name} | {' | '.join(f'{memory(shape, each, args.context) / 1e9:.0f} GB' for each in CASES.values())} |"
+        )
+
+
+def memory(shape: tuple[int, ...], case: dict[str, Any], context: int) -> int:
+    """Bytes on the GPU, in the stage that the case is about: pruned with windows of 512 tokens, or trained with longer ones."""
+    config = LlamaConfig(**dict(zip(FIELDS, shape, strict=True)), max_position_embeddings=context)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    training = "tokens" in case
+    settings = Settings(ratio=0.2, device="cuda", micro_batch=1, gradient_checkpointing=True, **case)
+    return Estimate.of_compile(
+        Checkpoint(Path(), {}, {}),
+        [tuple(parameter.shape) for parameter in model.parameters()],
+        settings,
+        Path.cwd(),
+        tokens=0 if training else WINDOWS * 512,
+        batch=512,
+        length=context,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        layers=config.num_hidden_layers,
+        shares=4 if settings.fsdp else 1,
+    ).memory
+
+
+if __name__ == "__main__":
+    main()
