@@ -28,7 +28,7 @@ from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 
 FORMS = ("LoRA", "LHSPG", "recovery")
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "100m": {"vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 15}
     | {"num_attention_heads": 12, "num_key_value_heads": 6},
     "1b": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22}
