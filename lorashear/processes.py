@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler
 from torch import Tensor
 
 from lorashear import launched
@@ -55,7 +55,7 @@ class Processes:
     def accelerator(self) -> Accelerator:
         """What the launcher says of precision, and of how to reach the others. Models are put on devices elsewhere."""
         cpu = self.size > 1 and self._device == "cpu"
-        handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
+        handlers: list[KwargsHandler] = [InitProcessGroupKwargs(timeout=PATIENCE)]
         return Accelerator(cpu=cpu, device_placement=False, kwargs_handlers=handlers)
 
     def summed(self, value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,25 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(
     assert stopped.value.code == 0 and printed.out == ""
     assert printed.err.startswith("reads 0.00 GB at most, writes 0.00 GB (") and "MB of memory" in printed.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("more", [["--micro-batch", "1"], ["--gradient-checkpointing"], ["--distill", "0"]])
+def test_what_takes_less_memory_is_known(
+    more: list[str],
+    shipped: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where training takes most of it."""
+    found: list[int] = []
+    for words in ([], more):
+        command = (
+            f"compile {shipped} --ratio 0.2 --out {tmp_path / 'out'} --tokens 1000 --text {text} --dry-run".split()
+        )
+        monkeypatch.setattr(sys, "argv", ["lorashear", *command, *words])
+        with pytest.raises(SystemExit):
+            main()
+        found.append(int(re.search(r"in (\d+) MB of memory", capsys.readouterr().err)[1]))  # type: ignore[index]
+    assert found[1] < found[0]
