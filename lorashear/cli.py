@@ -24,6 +24,13 @@ Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
 ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
+Text = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATH|OWNER/NAME[:CONFIG[:SPLIT]]",
+        help=".txt, .jsonl or .parquet file, folder of them, or dataset of a hub with a column text; may be given again",
+    ),
+]
 TERMINATED = 143  # for SIGTERM
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -36,6 +43,7 @@ def main() -> None:
     stopping.raising()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -69,7 +77,7 @@ def compile_(
     model: Model,
     ratio: Annotated[float, typer.Option(help="share to remove of all parameters, or of another cost")],
     out: Annotated[Path, typer.Option(help="result folder")],
-    text: Annotated[list[Path] | None, typer.Option(help=".txt, .jsonl or .parquet to calibrate on")] = None,
+    text: Text | None = None,
     lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
     tokens: Annotated[
@@ -300,26 +308,38 @@ def verify(
 @app.command("eval")
 def eval_(
     models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
-    text: Annotated[list[Path], typer.Option(help=".txt, .jsonl or .parquet")],
+    text: Text,
     context: Annotated[int, typer.Option(help="tokens a window")] = 256,
     apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
     limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity on text: windows of packed documents, or of one each, and every token but the first of a window."""
+    """Perplexity on text: windows of packed documents, or of one each, and every token but the first of a window.
+
+    Attention crosses from one packed document to the next; with --apart nothing crosses.
+    """
     import torch
     from transformers import AutoTokenizer
 
     from lorashear import checkpoint, data
+    from lorashear.corpus import Corpus
     from lorashear.evaluate import perplexity
     from lorashear.loading import load
+    from lorashear.windows_file import sampled_windows
 
-    documents = data.read_texts(text)
+    corpus = Corpus.of(text)
+    documents = corpus.read() if corpus.fits else None
     rows = {}
     for name in models:
         folder = checkpoint.resolve(name, revision)
-        windows = data.windows(AutoTokenizer.from_pretrained(folder), documents, context, limit, packed=not apart)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if documents is not None:
+            windows = data.windows(tokenizer, documents, context, limit, packed=not apart)
+        elif limit is None:
+            raise LorashearError("the text is too large to be evaluated whole: say how many windows (--limit N)")
+        else:
+            windows, _ = sampled_windows(tokenizer, corpus, context, limit, 0, packed=not apart)
         found = perplexity(load(folder).to(torch.float32), windows)
         rows[name] = {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "context": context}
         if not as_json:
