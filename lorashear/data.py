@@ -162,13 +162,14 @@ def _apart(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows of one document each."""
     order: list[int] = np.random.default_rng(seed).permutation(len(documents)).tolist()
-    chosen = padded(tokenizer, [documents[index] for index in sorted(order[:limit])], length)
+    chosen = padded(list(token_runs(tokenizer, [documents[index] for index in sorted(order[:limit])])), length)
     rest = [torch.empty(0, length, dtype=torch.int64)]
     wanted = others * length
     for start in range(limit, len(order), DOCUMENTS_PER_CALL):
         if wanted <= 0:
             break
-        some = padded(tokenizer, [documents[index] for index in order[start : start + DOCUMENTS_PER_CALL]], length)
+        next_ones = [documents[index] for index in order[start : start + DOCUMENTS_PER_CALL]]
+        some = padded(list(token_runs(tokenizer, next_ones)), length)
         held = (some != PADDING).sum(1).cumsum(0)
         rest.append(some[held - (some != PADDING).sum(1) < wanted])
         wanted -= tokens_in(rest[-1])
@@ -177,9 +178,8 @@ def _apart(
     return chosen, torch.cat(rest)
 
 
-def padded(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int) -> torch.Tensor:
-    """The beginning of each document, [documents, length]; those of less than two tokens are left out."""
-    runs = list(token_runs(tokenizer, documents))
+def padded(runs: Sequence[np.ndarray], length: int) -> torch.Tensor:
+    """The beginning of each document's token ids, [documents, length]; those of less than two tokens are left out."""
     rows = np.full((len(runs), length), PADDING, np.int64)
     for row, run in zip(rows, runs, strict=True):
         row[: len(run)] = run[:length]

@@ -77,11 +77,10 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Paragraphs:
-    """The documents of a .txt file, blank lines between them, whose first byte is at ``start`` or behind it and before ``end``.
+    """The documents of a .txt file, blank lines between them, of the bytes from ``start`` up to ``end``.
 
-    What comes before the first blank line belongs to the stretch before this one, and the last document goes on into the
-    next. But where a whole stretch has no blank line nobody can tell where its document began: it is one of its own, and
-    the one before is cut off at its beginning.
+    What comes before the first blank line belongs to the stretch before this one, which goes on up to there, as this one goes
+    on into the next. But a whole stretch without a blank line is one of its own: nobody can tell where its document began.
     """
 
     path: Path
@@ -94,17 +93,21 @@ class Paragraphs:
         begun = not self.start
         for at, line in _lines(self.path, self.start):
             inside = at < self.end
-            if not inside and (not begun or not own or at >= 2 * self.end - self.start):
+            if at >= 2 * self.end - self.start:  # the next stretch has no blank line
+                beyond.clear()
                 break
             if not line.isspace():
                 (own if inside else beyond).append(line)
                 continue
-            if begun:
+            if begun or not inside:
                 yield "".join(own + beyond).removesuffix("\n")
             own, begun = [], True
             if not inside:
                 return
-        yield "".join(own).removesuffix("\n")
+        else:
+            if not begun and not beyond:  # the end of the file is a blank line too
+                return
+        yield "".join(own + beyond).removesuffix("\n")
 
 
 def _lines(path: Path, start: int) -> Iterator[tuple[int, str]]:

@@ -89,13 +89,20 @@ def _drawn(held: list[str], random: np.random.Generator) -> str:
 
 
 class Sample:
-    """Several samples, which take turns with a document each."""
+    """Several samples, which take turns with a document each; what was taken and not used may be put back."""
 
     def __init__(self, parts: Sequence[FileSample | StreamSample]) -> None:
         self._parts = parts
+        self._back: deque[str] = deque()
+
+    def put_back(self, documents: Iterable[str]) -> None:
+        """They come again before others."""
+        self._back.extend(documents)
 
     def documents(self, wanted: int) -> Generator[str, None, None]:
         """As many as are asked for, when about ``wanted`` characters are going to be."""
+        while self._back:
+            yield self._back.popleft()
         with ExitStack() as stack:
             turns = [stack.enter_context(closing(part.documents(wanted // len(self._parts)))) for part in self._parts]
             while turns:
@@ -110,9 +117,13 @@ class Sample:
         """The same in lists for one call of a tokenizer each; a thread reads the next one while one is worked on."""
         with closing(self.documents(wanted)) as documents, ThreadPoolExecutor(1) as thread:
             coming = thread.submit(_call, documents)
-            while some := coming.result():
-                coming = thread.submit(_call, documents)
-                yield some
+            try:
+                while some := coming.result():
+                    coming = thread.submit(_call, documents)
+                    yield some
+            finally:
+                if coming.exception() is None:
+                    self.put_back(coming.result())
 
 
 def _call(documents: Iterator[str]) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorashear import cache
 from lorashear.corpus import Corpus
-from lorashear.data import PADDING, padded, token_runs
+from lorashear.data import padded, token_runs
 from lorashear.errors import LorashearError
 from lorashear.output import NewFile, output_file
 from lorashear.sampling import Sample
@@ -82,7 +82,10 @@ def _joined(tokenizer: PreTrainedTokenizerBase, sample: Sample, length: int, cou
     rest = np.empty(0, np.int64)
     with closing(sample.calls(count * length * CHARACTERS_PER_TOKEN)) as calls:
         for documents in calls:
-            tokens = np.concatenate([rest, *token_runs(tokenizer, documents)])
+            runs = list(token_runs(tokenizer, documents))
+            used = _enough([len(run) for run in runs], count * length - len(rest))
+            sample.put_back(documents[used:])
+            tokens = np.concatenate([rest, *runs[:used]])
             whole = min(len(tokens) // length, count)
             yield tokens[: whole * length].reshape(whole, length)
             rest, count = tokens[whole * length :], count - whole
@@ -97,13 +100,19 @@ def _apart(
     left = count * length if full else count
     with closing(sample.calls(count * length * CHARACTERS_PER_TOKEN)) as calls:
         for documents in calls:
-            rows = padded(tokenizer, documents, length).numpy()
-            worth = (rows != PADDING).sum(1) if full else np.ones(len(rows), np.int64)
-            rows = rows[worth.cumsum() - worth < left]
-            yield rows
-            left -= int(worth[: len(rows)].sum())
+            runs = list(token_runs(tokenizer, documents))
+            worth = [(min(len(run), length) if full else 1) if len(run) > 1 else 0 for run in runs]
+            used = _enough(worth, left)
+            sample.put_back(documents[used:])
+            yield padded(runs[:used], length).numpy()
+            left -= sum(worth[:used])
             if left <= 0:
                 return
+
+
+def _enough(worth: Sequence[int], wanted: int) -> int:
+    """How many of the first are worth as much as is wanted; all of them where they are not."""
+    return min(int(np.searchsorted(np.cumsum(worth), wanted)) + 1, len(worth))
 
 
 def _rows(
