@@ -24,13 +24,9 @@ Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
 ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
-Text = Annotated[
-    list[str],
-    typer.Option(
-        metavar="PATH|OWNER/NAME[:CONFIG[:SPLIT]]",
-        help=".txt, .jsonl or .parquet file, folder of them, or dataset of a hub with a column text; may be given again",
-    ),
-]
+TEXT = typer.Option(
+    help=".txt, .jsonl or .parquet files, folders of them, or hub datasets as owner/name[:config[:split]]; give it once for each"
+)
 TERMINATED = 143  # for SIGTERM
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -77,7 +73,7 @@ def compile_(
     model: Model,
     ratio: Annotated[float, typer.Option(help="share to remove of all parameters, or of another cost")],
     out: Annotated[Path, typer.Option(help="result folder")],
-    text: Text | None = None,
+    text: Annotated[list[str] | None, TEXT] = None,
     lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
     tokens: Annotated[
@@ -111,7 +107,12 @@ def compile_(
     distill: Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")] = 0.8,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
     context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
-    apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"
+        ),
+    ] = False,
     shard_size: ShardSize = "5GB",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
@@ -308,9 +309,14 @@ def verify(
 @app.command("eval")
 def eval_(
     models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
-    text: Text,
+    text: Annotated[list[str], TEXT],
     context: Annotated[int, typer.Option(help="tokens a window")] = 256,
-    apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
     revision: Revision = None,
     as_json: AsJson = False,

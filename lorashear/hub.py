@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
+from lorashear.documents import BATCH_ROWS
 from lorashear.errors import LorashearError
 
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?(?::([\w.-]+))?", re.ASCII)
 SPLIT = "train"
+FILES_AT_ONCE = 10
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,22 @@ class HubDataset:
     def check(self) -> None:
         """Raises LorashearError where the hub does not have it, or not with a column "text"."""
         with _asked(f"{self.repository} is no file here, and as a dataset of the hub it cannot be read"):
-            columns = self._stream.column_names or list(next(iter(self._stream), {"text": ""}))
+            stream = self._builder.as_streaming_dataset(split=self.split)
+            columns = stream.column_names or list(next(iter(stream), {"text": ""}))
         if "text" not in columns:
             raise LorashearError(f'{self} has no column "text"; it has {", ".join(columns)}')
 
     def documents(self, seed: int) -> Iterator[str]:
-        """Its documents, from ten of its files at a time; the seed decides the order of the files.
+        """Its documents, from several of its files at a time; the seed decides the order of the files.
 
         Raises:
             LorashearError: the hub stops answering, or a text is no string.
         """
         with _asked(f"{self} cannot be read on from the hub"):
-            for row in self._stream.select_columns(["text"]).shuffle(seed=seed, buffer_size=1):
+            if self._builder.name == "parquet":  # or whole row groups would be held, of every column and several files
+                self._builder.config.columns, self._builder.config.batch_size = ["text"], BATCH_ROWS
+            stream = self._builder.as_streaming_dataset(split=self.split).select_columns(["text"])
+            for row in stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=FILES_AT_ONCE):
                 text = row["text"]
                 if text is not None and not isinstance(text, str):
                     raise LorashearError(f'{self}: the column "text" does not hold strings')
@@ -66,10 +72,6 @@ class HubDataset:
         import datasets  # here: a second that no other command pays
 
         return datasets.load_dataset_builder(self.repository, self.config)
-
-    @cached_property
-    def _stream(self) -> Any:
-        return self._builder.as_streaming_dataset(split=self.split)
 
 
 @contextmanager

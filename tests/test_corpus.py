@@ -346,14 +346,16 @@ class TestWindows:
 
 @pytest.mark.usefixtures("large")
 class TestTheProduct:
+    @pytest.mark.slow
     def test_a_model_is_trained_on_a_corpus_that_is_not_held(self, folder: Path, tmp_path: Path) -> None:
         as_jsonl(tmp_path / "text" / "a.jsonl", numbered(3000))
-        words: dict[str, Any] = {"text": tmp_path / "text", "tokens": 600, "context": 32, "windows": 8, "rank": 2}
-        results = [lorashear.compile(folder, 0.3, tmp_path / out, **words) for out in ("one", "two")]
-        assert results[0].report["training"]["tokens"] >= 512
-        assert "attention crosses them" in results[0].report["perplexity"]["data"]
-        weights = [(each.folder / "model.safetensors").read_bytes() for each in results]
-        assert weights[0] == weights[1]
+        words: dict[str, Any] = {"tokens": 600, "context": 32, "windows": 8, "rank": 2, "distill": 0, "prune": ("ffn",)}
+        result = lorashear.compile(
+            folder, 0.1, tmp_path / "out", text=tmp_path / "text", criterion="magnitude", compensate=False, **words
+        )
+        assert result.report["training"]["tokens"] >= 512
+        assert "packed documents, attention crosses their boundaries" in result.report["perplexity"]["data"]
+        assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1
 
     def test_eval_takes_the_same_and_wants_a_limit(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -382,16 +384,18 @@ class TestHub:
             as_jsonl(folder / "fine" / f"{number:02}.jsonl", numbered(3000)[number * 250 : (number + 1) * 250])
         as_jsonl(folder / "held.jsonl", ["w1 w2 w3"])
         (folder / "other.jsonl").write_text('{"content": "one", "id": 1}\n')
+        table = pyarrow.table({"id": list(range(900)), "text": numbered(900), "more": ["x" * 99] * 900})
+        (tmp_path / "wide").mkdir()
+        parquet.write_table(table, tmp_path / "wide" / "a.parquet")
         configs = [
             "- config_name: fine\n  data_files:\n  - {split: train, path: fine/*.jsonl}\n  - {split: test, path: held.jsonl}",
             "- config_name: other\n  data_files: other.jsonl",
         ]
         (folder / "README.md").write_text("---\nconfigs:\n" + "\n".join(configs) + "\n---\n")
         builder = datasets.load_dataset_builder
+        here = {"owner/name": str(folder), "owner/wide": str(tmp_path / "wide")}
         monkeypatch.setattr(
-            datasets,
-            "load_dataset_builder",
-            lambda name, *rest: builder(str(folder) if name == "owner/name" else name, *rest),
+            datasets, "load_dataset_builder", lambda name, *config: builder(here.get(name, name), *config)
         )
         monkeypatch.setenv("LORASHEAR_CACHE", str(tmp_path / "cache"))
         return folder
@@ -405,6 +409,12 @@ class TestHub:
         found = list(corpus.sample(0).documents(0))
         assert sorted(found) == sorted(numbered(3000))
         assert found == list(corpus.sample(0).documents(0)) != list(corpus.sample(1).documents(0))
+
+    def test_of_parquet_the_other_columns_are_not_read(self) -> None:
+        corpus = Corpus.of("owner/wide")
+        assert sorted(corpus.sample(0).documents(0)) == sorted(numbered(900))
+        config = corpus.datasets[0]._builder.config
+        assert config.columns == ["text"] and config.batch_size == 256
 
     def test_windows_of_it_are_kept(self, folder: Path, tmp_path: Path) -> None:
         one = dealt(folder, "owner/name:fine", tokens=160)
