@@ -14,9 +14,9 @@ from lorashear.documents import reading, visible
 from lorashear.places import Place
 
 SHARE = 1 << 12
-"""Characters that a place gives before it is another one's turn, where little is needed; at least a document."""
-DOCUMENT_CHARACTERS = 1 << 20
-"""Of a document the rest is left out: its tokens would take hundreds of times as much memory while they are made."""
+"""Characters that a place gives before it is another one's turn, where little is needed; at least a document, or piece."""
+PIECE_CHARACTERS = 1 << 16
+"""A longer document comes in pieces of so many, each as a document: or all that little text is needed for saw one book."""
 # Held to be shuffled, of what can only be read in order.
 BUFFER_CHARACTERS = 1 << 24
 # What goes to the tokenizer in one call: enough to keep its threads busy, few enough to hold as Python lists.
@@ -32,7 +32,7 @@ class FileSample:
 
     def __init__(self, places: Sequence[Place], seed: int) -> None:
         order: list[int] = np.random.default_rng(seed).permutation(len(places)).tolist()
-        self._queue = deque((places[index], 0) for index in order)  # and how many of its documents were read
+        self._queue = deque((places[index], 0) for index in order)  # and how many pieces of it were read
         self._places = len(places)
 
     def documents(self, wanted: int) -> Generator[str, None, None]:
@@ -43,11 +43,10 @@ class FileSample:
             left, more = share, True
             try:
                 with reading(place.path), closing(place.documents()) as documents:
-                    for document in islice(documents, read, None):
+                    for piece in islice(_pieces(documents), read, None):
                         read += 1
-                        if visible(document):
-                            left -= len(document)
-                            yield document[:DOCUMENT_CHARACTERS]
+                        left -= len(piece)
+                        yield piece
                         if left <= 0:
                             break
                     else:
@@ -61,7 +60,7 @@ class StreamSample:
     """Documents that can only be read one after another, shuffled among those that a buffer holds."""
 
     def __init__(self, documents: Iterable[str], seed: int) -> None:
-        self._shuffled = _shuffled(filter(visible, documents), np.random.default_rng(seed))
+        self._shuffled = _shuffled(_pieces(documents), np.random.default_rng(seed))
 
     def documents(self, wanted: int) -> Generator[str, None, None]:
         """As many as are asked for, one after another."""
@@ -69,12 +68,18 @@ class StreamSample:
             yield document
 
 
+def _pieces(documents: Iterable[str]) -> Iterator[str]:
+    for document in documents:
+        pieces = (document[at : at + PIECE_CHARACTERS] for at in range(0, len(document), PIECE_CHARACTERS))
+        yield from filter(visible, pieces)
+
+
 def _shuffled(documents: Iterable[str], random: np.random.Generator) -> Iterator[str]:
     held: list[str] = []
     characters = 0
     for document in documents:
-        held.append(document[:DOCUMENT_CHARACTERS])
-        characters += len(held[-1])
+        held.append(document)
+        characters += len(document)
         while characters > BUFFER_CHARACTERS:
             characters -= len(chosen := _drawn(held, random))
             yield chosen

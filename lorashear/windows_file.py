@@ -52,7 +52,7 @@ def sampled_windows(
 
     Returns:
         int64 [at most limit, length], in memory, and int16 or int32 [at most others, length], mapped from the file and not
-        to be written to. They share no document. Not packed, the second has documents with at least as many tokens as
+        to be written to. They share no document, or no piece of a long one (`PIECE_CHARACTERS`). Not packed, the second has documents with at least as many tokens as
         ``others`` full windows, where the corpus has as many.
 
     Raises:

@@ -129,13 +129,13 @@ class TestNames:
 
 
 class TestPlaces:
-    @pytest.mark.parametrize("size", [1, 50, 300, 5000])
-    @pytest.mark.parametrize("ending", FORMATS)
+    @pytest.mark.parametrize(
+        ("ending", "size"),
+        [("jsonl", 1), ("jsonl", 50), ("jsonl", 5000), ("parquet", 1), ("txt", 300), ("txt", 5000)],
+    )
     def test_every_document_is_in_one_place(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, size: int
     ) -> None:
-        if ending == "txt" and size < 300:
-            pytest.skip("its documents are longer than a stretch")
         path = FORMATS[ending](tmp_path / f"a.{ending}", numbered(97))
         monkeypatch.setattr(places, "STRETCH_BYTES", size)
         found = places.places([path])
@@ -241,9 +241,15 @@ class TestSampling:
         parts = [StreamSample([letter * 3] * 20, 0) for letter in "ab"]
         assert list(Sample(parts).documents(0))[:4] == ["aaa", "bbb"] * 2
 
-    def test_the_rest_of_an_endless_document_is_left_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sampling, "DOCUMENT_CHARACTERS", 10)
-        assert sampled(as_jsonl(tmp_path / "a.jsonl", ["x" * 99])) == ["x" * 10]
+    def test_a_long_document_comes_in_pieces_of_which_each_place_gives_one_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sampling, "PIECE_CHARACTERS", 1000)
+        path = as_jsonl(tmp_path / "a.jsonl", [letter * 2500 for letter in "abcdefgh"])
+        found = sampled(path)
+        assert sorted(found) == sorted(letter * size for letter in "abcdefgh" for size in (1000, 1000, 500))
+        assert {text[0] for text in found[:8]} == set("abcdefgh")
+        assert sorted(StreamSample([" " * 1000 + "x"], 0).documents(0)) == ["x"]
 
 
 def dealt(folder: Path, text: Path | str, **more: Any) -> Windows:

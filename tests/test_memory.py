@@ -86,9 +86,8 @@ def in_little_memory(folder: Path, text: Path, *caches: Path) -> dict[str, Any]:
     """What `read_windows` gives, once with the first cache, again, and with the second."""
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "ir", "passes"))
     command = [sys.executable, "-c", CHILD, folder, text, round(1e6 * GIGABYTES), HEADROOM, *caches]
-    done = subprocess.run(
-        list(map(str, command)), env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # each thread's stack would count
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
