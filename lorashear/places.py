@@ -49,7 +49,7 @@ def places(files: Sequence[Path]) -> list[Place]:
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """A row group of a .parquet file, a document a row."""
+    """A row group of a .parquet file, a document a row. It can only be read from its first row on, so little of it is that."""
 
     path: Path
     group: int

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 
@@ -17,6 +17,8 @@ SHARE = 1 << 12
 """Characters that a place gives before it is another one's turn, where little is needed; at least a document, or piece."""
 PIECE_CHARACTERS = 1 << 16
 """A longer document comes in pieces of so many, each as a document: or all that little text is needed for saw one book."""
+# Of all places, equal and one after another: however few places are visited, all parts are.
+PARTS = 16
 # Held to be shuffled, of what can only be read in order.
 BUFFER_CHARACTERS = 1 << 24
 # What goes to the tokenizer in one call: enough to keep its threads busy, few enough to hold as Python lists.
@@ -25,21 +27,20 @@ CALL_DOCUMENTS = 256
 
 
 class FileSample:
-    """Documents of files, each once: the places take turns in an order that the seed decides.
+    """Documents of files, each once: the places take turns in an order that the seed decides (see `_spread`).
 
     What was not asked for before a generator was closed comes from the next one.
     """
 
     def __init__(self, places: Sequence[Place], seed: int) -> None:
-        order: list[int] = np.random.default_rng(seed).permutation(len(places)).tolist()
-        self._queue = deque((places[index], 0) for index in order)  # and how many pieces of it were read
+        self._queue = deque((places[index], 0) for index in _spread(len(places), np.random.default_rng(seed)))
         self._places = len(places)
 
     def documents(self, wanted: int) -> Generator[str, None, None]:
         """As many as are asked for, from so many places that ``wanted`` characters are spread over all that there are."""
         share = max(SHARE, -(-wanted // self._places))
         while self._queue:
-            place, read = self._queue.popleft()
+            place, read = self._queue.popleft()  # and how many of its pieces were
             left, more = share, True
             try:
                 with reading(place.path), closing(place.documents()) as documents:
@@ -54,6 +55,13 @@ class FileSample:
             finally:
                 if more:
                     self._queue.append((place, read))
+
+
+def _spread(count: int, random: np.random.Generator) -> list[int]:
+    """The numbers below ``count`` in random order, but that every sixteenth of them has its turn in each sixteen."""
+    parts = [random.permutation(part).tolist() for part in np.array_split(np.arange(count), PARTS)]
+    random.shuffle(parts)
+    return [index for turn in zip_longest(*parts) for index in turn if index is not None]
 
 
 class StreamSample:

@@ -27,6 +27,8 @@ FORMAT = 1
 """Part of what kept windows are found by: counts up when other ones come out."""
 # Of ordinary text, to know over how many places it can be spread before it is tokenised. No more depends on it.
 CHARACTERS_PER_TOKEN = 5
+# Of a file: a token is a byte of text or more, and text is hardly compressed to less than a quarter.
+MOST_TOKENS_PER_BYTE = 4
 
 
 def sampled_windows(
@@ -43,17 +45,17 @@ def sampled_windows(
     """What `data.windows_and_others` gives, of documents from all over a corpus that memory does not hold.
 
     Reading stops when there are enough. One thread reads and decodes while the tokenizer works, in threads of its own if it
-    is a fast one; a slow one, in Python, takes one core. Token ids go to a file in the cache, of 2 bytes each if all pieces
-    of the vocabulary have a number below 32,768, else 4; it appears whole or not at all. Its name is a hash of
-    the corpus (`Corpus.digest`), the tokenizer and all that decides the windows: who asks again gets them at once.
+    is a fast one; a slow one, in Python, takes one core. Token ids go to a file in the cache, which appears whole or not at
+    all: of 2 bytes each if every piece of the vocabulary has a number below 32,768, else 4. Its name is a hash of the corpus
+    (`Corpus.digest`), the tokenizer and all that decides the windows: who asks again gets them at once.
 
     Args:
         progress: called with ("tokenise", windows done, windows asked for).
 
     Returns:
         int64 [at most limit, length], in memory, and int16 or int32 [at most others, length], mapped from the file and not
-        to be written to. They share no document, or no piece of a long one (`PIECE_CHARACTERS`). Not packed, the second has documents with at least as many tokens as
-        ``others`` full windows, where the corpus has as many.
+        to be written to. They share no document, or no piece of a long one (see `sampling`). Not packed, the second has so
+        many documents that they hold at least as many tokens as ``others`` full windows, where the corpus has as many.
 
     Raises:
         LorashearError: the corpus is too short for one window or cannot be read, or the disk lacks the space.
@@ -68,10 +70,8 @@ def sampled_windows(
     if not path.exists():
         rows = _rows(tokenizer, corpus.sample(seed), length, limit, others, packed)
         tokens = length * (limit + others)
-        if (
-            not corpus.datasets
-        ):  # a token is a byte of text or more, and text is hardly compressed to less than a quarter
-            tokens = min(tokens, 4 * corpus.bytes)
+        if not corpus.datasets:  # of which nobody knows how large they are
+            tokens = min(tokens, MOST_TOKENS_PER_BYTE * corpus.bytes)
         _write(path, _told(rows, limit + others, progress), dtype, tokens)
     every = _mapped(path, dtype, length)
     return every[:limit].long(), every[limit:]

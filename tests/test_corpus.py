@@ -206,7 +206,14 @@ class TestSampling:
         some = FileSample(places.places([path]), 0).documents(0)
         found = [next(some).split()[:2] for _ in range(300)]
         tenths = np.bincount([(94 * WORDS.index(a) + WORDS.index(b)) // 300 for a, b in found], minlength=10)
-        assert tenths.min() > 5
+        assert tenths.min() > 10
+
+    @pytest.mark.parametrize("count", [1, 5, 16, 100])
+    def test_every_part_has_a_turn_in_each_round(self, count: int) -> None:
+        found = sampling._spread(count, np.random.default_rng(0))
+        assert sorted(found) == list(range(count))
+        if count == 100:
+            assert all(len({place * 16 // 100 for place in found[at : at + 16]}) >= 14 for at in range(0, 96, 16))
 
     def test_what_was_not_asked_for_comes_later(self, tmp_path: Path) -> None:
         """From one large row group, of which a part was read."""
