@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-lhspg families round-trips study study-training study-forms clean
+.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-training families round-trips study study-training study-forms clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,8 +43,8 @@ bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
 	$(BIN)/python tools/bench_apply.py
 
-bench-lhspg: .venv/stamp  ## a step of LHSPG beside one of LoRA, at 104 M parameters; two minutes
-	$(BIN)/python tools/bench_lhspg.py
+bench-training: .venv/stamp  ## steps of LoRA, LHSPG and recovery side by side, at 104 M parameters; a quarter of an hour
+	$(BIN)/python tools/bench_training.py
 
 families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); a quarter of an hour
 	$(BIN)/python -m tools.families --all

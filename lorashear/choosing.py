@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +50,7 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
     if not settings.lhspg or windows is None:
         return Choice(outcome, run.lora)
     with run.stage("transfer"):
-        moved = transfer(
-            run.learner(),
-            dense if settings.distill else None,
-            outcome.split.widths,
-            run.batches(dense, windows.calibration),
-            windows.training,
-            settings,
-            run.surgery,
-            run.work,
-            partial(run.stage.progress, "transfer"),
-            run.snapshots,
-        )
+        moved = run.together(transfer, outcome.split.widths, dense=dense, groups=groups)
     return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), run.work, moved.record)
 
 

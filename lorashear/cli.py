@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorashear import stopping
+from lorashear import launched, stopping
 from lorashear.errors import Fault, LorashearError
 from lorashear.terminal import Terminal
 
@@ -46,15 +46,18 @@ def main() -> None:
         code = STOPPED
     except SystemExit as stopped:  # by SIGTERM
         code = stopped.code
+        if isinstance(stopped.__context__, launched.Lost):  # the launcher stops those that a dead one leaves
+            print(f"lorashear: {stopped.__context__}", file=sys.stderr)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"lorashear: {sentence}", file=sys.stderr)
+        if not isinstance(error, launched.Ended):
+            print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
-    if code in (STOPPED, TERMINATED):
+    if code in (STOPPED, TERMINATED) and not launched.follower():
         on = "; --resume goes on from here" if arguments[0] in ("apply", "compile") else ""
         print(f"lorashear: stopped; nothing was written under the final name{on}", file=sys.stderr)
     raise SystemExit(code or 0)
@@ -66,6 +69,11 @@ def _sentence(error: Exception) -> str | None:
         return str(error)
     usage = getattr(error, "format_message", None)  # typer's own, whose class moved between its versions
     return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
+
+
+def _words(given: str) -> tuple[str, ...]:
+    """What is between commas."""
+    return tuple(word.strip() for word in given.split(",") if word.strip())
 
 
 @app.command("compile")
@@ -103,6 +111,16 @@ def compile_(
     learning_rate: Annotated[
         float | None, typer.Option(help="the highest, of training; by default from the model's width")
     ] = None,
+    batch: Annotated[int, typer.Option(help="windows a training step, of all processes together")] = 8,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="of them at once in each process; by default as many as keep the logits small")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="train in less memory, and slower")
+    ] = False,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="under a launcher: each process holds a part of the weights in training")
+    ] = False,
     rank: Annotated[int, typer.Option(help="of the LoRA adapter that is trained")] = 16,
     distill: Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")] = 0.8,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
@@ -125,6 +143,12 @@ def compile_(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on where an earlier run was stopped in training")
     ] = False,
+    report_to: Annotated[
+        str,
+        typer.Option(
+            help="trackers of training: tensorboard,wandb,… or all; TensorBoard's files go to runs beside the result"
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
     as_json: AsJson = False,
@@ -153,12 +177,16 @@ def compile_(
             policy=policy,
             warm_up=warm_up,
             learning_rate=learning_rate,
+            batch=batch,
+            micro_batch=micro_batch,
+            gradient_checkpointing=gradient_checkpointing,
+            fsdp=fsdp,
             rank=rank,
             distill=distill,
             adapter=adapter,
             cost=cost,
             per_layer=per_layer,
-            prune=tuple(kind.strip() for kind in prune.split(",") if kind.strip()),
+            prune=_words(prune),
             round_to=round_to,
             criterion=criterion,
             unprunable_ratio=unprunable_ratio,
@@ -176,8 +204,12 @@ def compile_(
             estimated=estimated,
             say=terminal.say,
             progress=terminal.progress,
+            stepped=terminal.stepped,
+            report_to=_words(report_to),
         )
     report = result.report
+    if launched.follower():
+        return
     if as_json:
         print(json.dumps(report, indent=2))
         return

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, evaluate, models, results
+from lorashear import adapters, checkpoint, evaluate, models, results, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
-from lorashear.config import Settings
+from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
 from lorashear.data import ROWS_AT_ONCE
 from lorashear.errors import LorashearError
@@ -26,9 +26,11 @@ from lorashear.estimate import Estimate
 from lorashear.loading import check_usable, load
 from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.plans import Plan
+from lorashear.processes import Processes
 from lorashear.recovery import recover
 from lorashear.run import Run
 from lorashear.stages import Progress, Say, Stages
+from lorashear.training import Step
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def compile(
     estimated: Callable[[Estimate], None] | None = None,
     say: Say | None = None,
     progress: Progress | None = None,
+    stepped: Callable[[Step], None] | None = None,
+    report_to: Sequence[str] = (),
     **settings: Any,
 ) -> CompileResult:
     """Make a model smaller by ``ratio`` of its parameters, or of another ``cost``, and write it to the folder ``out``.
@@ -83,6 +87,9 @@ def compile(
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
         say, progress: called with a line for each stage, and with (stage, done, total).
+        stepped: called with what each step of training did (`lorashear.training.Step`), before ``progress`` is.
+        report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
+            TensorBoard's files go to ``runs`` beside the result (see `lorashear.trackers`).
         settings: see `lorashear.config.Settings`.
 
     Raises:
@@ -90,12 +97,21 @@ def compile(
     """
     wanted = Settings(ratio=ratio, **settings)
     check_usable(wanted)
+    trackers.check(report_to)
+    if report_to and wanted.one_shot:
+        raise LorashearError("report_to hands on the steps of training, and one_shot has none: leave one of them out")
     texts = [text] if isinstance(text, str | Path) else list(text)
     if not texts and wanted.tokens:
         raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")
     if not texts and wanted.criterion not in (None, "magnitude", "random"):
         raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
-    with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
+    processes = Processes(wanted.device)
+    if processes.size > 1 and out is None:
+        raise LorashearError("several processes write into a folder that out names: pass out (--out DIR)")
+    if not processes.main:
+        processes.follow()
+        return CompileResult(Path(out or ""), *results.read(Path(out or "")))
+    with processes.leading(), tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         if isinstance(model, torch.nn.Module):
             folder, name = Path(scratch) / "given", type(model).__name__
             lora = _saved(model, tokenizer, folder) or lora
@@ -109,8 +125,11 @@ def compile(
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
         check_unfinished(target, resume=resume)
         own = Path(lora) if lora is not None else None
-        run = Run(source, name, wanted, Stages(say, progress), trust_remote_code, own)
-        return _compile(run, target, texts, overwrite, resume, estimated)
+        with trackers.Trackers(report_to, target) as reported:
+            told = (stepped, reported) if stepped else (reported,)
+            stages = Stages(say, progress, told=told)
+            run = Run(source, name, wanted, stages, trust_remote_code, own, processes=processes)
+            return _compile(run, target, texts, overwrite, resume, estimated)
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path | None:
@@ -180,7 +199,7 @@ def _job(run: Run, given: Given) -> str:
         found.update(str(tuple(part.shape)).encode())
         for rows in part.split(ROWS_AT_ONCE):  # they may be more than memory takes
             found.update(rows.long().contiguous().numpy().tobytes())
-    found.update(json.dumps({**asdict(run.settings), "save_every": ""}).encode())
+    found.update(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}).encode())
     return found.hexdigest()
 
 

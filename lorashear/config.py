@@ -13,6 +13,8 @@ CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 ADAPTER = ("merge", "keep")
 POLICIES = ("decay", "half-space")
 COSTS = ("parameters", "bytes", "flops", "latency")
+HOW = ("save_every", "micro_batch", "gradient_checkpointing", "fsdp")
+"""Settings that the result does not depend on, but for the order in which floats are added up."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 BATCH = 8
 """Windows a training step."""
@@ -46,6 +48,10 @@ class Settings:
     policy: str = "decay"  # of LHSPG: all that fades by one ramp; "half-space": each structure as the loss lets it
     warm_up: float = 0.0  # share of LHSPG's steps before anything fades
     learning_rate: float | None = None  # by default from the model's width
+    batch: int = BATCH  # windows a training step, of all processes together
+    micro_batch: int | None = None  # of them at once in each process; by default as many as keep the logits small
+    gradient_checkpointing: bool = False  # activations are computed twice, and take less memory
+    fsdp: bool = False  # each process holds a part of the weights while it trains
     rank: int = 16  # of the LoRA adapters that are trained
     distill: float = 0.8  # share of the training loss that is the distance from the dense model
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
@@ -119,6 +125,10 @@ class Settings:
             raise LorashearError(f"warm_up is {self.warm_up:g}; it is a share of LHSPG's steps, 0 or more and under 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise LorashearError(f"learning_rate is {self.learning_rate:g}; it lies between 0 and 1")
+        if self.batch < 1:
+            raise LorashearError(f"batch is {self.batch}; a step has 1 window or more")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise LorashearError(f"micro_batch is {self.micro_batch}; a forward has 1 window or more")
         if self.rank < 1:
             raise LorashearError(f"rank is {self.rank}; an adapter has 1 or more")
         if not 0 <= self.distill <= 1:

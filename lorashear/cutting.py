@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from lorashear import models, prices, recovery, report, results
+from lorashear import curves, models, prices, recovery, report, results
 from lorashear.checkpoint import Checkpoint
 from lorashear.choosing import Choice, choose, replacements
 from lorashear.folder import wanted_slice, write_folder
@@ -102,7 +101,7 @@ def _sliced(
     if trained is None or choice.adapter is None:
         return plan
     if choice.record is not None:
-        shutil.copyfile(choice.adapter / LOG, folder / "lorashear" / LOG)
+        curves.keep(choice.adapter / LOG, folder / "lorashear")
     left = {name: plan.names.get(name, name) for name in trained.adapted}
     return recovery.noted(plan, folder, {n: new for n, new in left.items() if new is not None}) if merge else plan
 

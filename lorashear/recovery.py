@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from lorashear import models, results, training
+from lorashear import curves, models, recipes, results, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.folder import BESIDE, write_adapter, write_folder
@@ -20,7 +20,7 @@ from lorashear.plans import Plan
 from lorashear.run import Run
 from lorashear.slicing import Slice
 from lorashear.storage import Storage
-from lorashear.training import LOG
+from lorashear.training import LOG, Left
 
 
 def recover(run: Run, pruned: Path, folder: Path) -> None:
@@ -29,26 +29,38 @@ def recover(run: Run, pruned: Path, folder: Path) -> None:
     Raises:
         LorashearError: the loss stops being a number.
     """
-    settings, stage, windows = run.settings, run.stage, run.windows
-    assert windows is not None
+    settings, stage = run.settings, run.stage
     plan, before = results.read(pruned)
     with stage("train"):
-        small = run.learner(pruned)
-        record = training.adapt(
-            small,
-            windows.training,
-            training.recipe(settings, small, windows.training),
-            run.work,
-            partial(stage.progress, "train"),
-            teacher=run.dense() if settings.distill else None,
-            snapshots=run.snapshots,
-        )
-        del small
+        left = sum(map(len, plan.removed.values())), before["parameters"]["after"]
+        record = run.together(train, pruned, left=lambda: left)
     with stage("merge" if settings.adapter == "merge" else "keep"):
         plan = write(plan, pruned, run.work, settings, folder, partial(stage.progress, "merge"))
     with stage("evaluate"):
         after = run.judged(run.pruned(folder))
     results.write(results.trained(before, run, plan, record, after), plan, folder)
+
+
+def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
+    """Train a pruned result, and leave the adapter in the run's folder for work; what was done, for the report.
+
+    ``left`` is for `training.adapt`.
+    """
+    assert run.windows is not None
+    windows = run.windows.training
+    small = run.learner(pruned)
+    recipe = recipes.recipe(run.settings, small, windows)
+    return training.adapt(
+        run.sharded(small),
+        windows,
+        recipe,
+        run.work,
+        partial(run.stage.stepped, "train"),
+        teacher=run.teacher(),
+        snapshots=run.snapshots,
+        left=left,
+        processes=run.processes,
+    )
 
 
 def write(
@@ -73,7 +85,7 @@ def write(
         folder,
         progress=progress,
     )
-    shutil.copyfile(adapter / LOG, folder / "lorashear" / LOG)
+    curves.keep(adapter / LOG, folder / "lorashear")
     if merge:
         source = {new: name for name, new in plan.names.items() if new is not None}
         return noted(plan, folder, {source.get(name, name): name for name in found.adapted})

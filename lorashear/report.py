@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lorashear.curves import PICTURE
 from lorashear_ir.groups import Groups
 
 CARD = """---
@@ -23,6 +24,9 @@ Structured pruning of `{name}` by [LoRAShear](https://arxiv.org/abs/2310.18356):
 
 Widths left: {widths}. Criterion: {criterion}{compensation}. {training} `lorashear/plan.json` holds the kept
 indices of every tensor, `lorashear/report.json` the figures; `lorashear verify MODEL .` checks one against the other.
+{curves}"""
+CURVES = """
+![{what} at each of {steps:,} steps](lorashear/{picture})
 """
 LOADING = {
     "own": "Loads with plain `AutoModelForCausalLM.from_pretrained`.",
@@ -69,6 +73,7 @@ def card(report: Mapping[str, Any], route: str) -> str:
         criterion=report["criterion"],
         compensation=", compensated by least squares" if report["compensated"] else "",
         training=_training(trained, report["settings"]) if trained else "No training followed.",
+        curves=_curves(trained) if trained else "",
     )
 
 
@@ -83,6 +88,14 @@ def _training(trained: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         f"Then a LoRA adapter of rank {trained['rank']} was trained on {trained['tokens']:,} tokens (learning rate "
         f"{trained['rate']:.1e}{distilled}), {where}."
     )
+
+
+def _curves(trained: Mapping[str, Any]) -> str:
+    """The picture of how a model was trained, for those too who cannot see it."""
+    what = "Total loss, loss of the text alone and learning rate"
+    if trained.get("lhspg"):
+        what = "Total loss, loss of the text alone, learning rate and structures removed"
+    return CURVES.format(what=what, steps=trained["steps"], picture=PICTURE)
 
 
 def table(groups: Groups) -> str:

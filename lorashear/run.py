@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from lorashear import adapters, evaluate, training
+from lorashear import adapters, attaching, evaluate, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
+from lorashear.processes import Processes
 from lorashear.snapshots import Snapshots
 from lorashear.stages import Stages
 from lorashear_passes.surgery import Settings as Surgery
 from lorashear_passes.walk import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,16 @@ class Run:
     lora: Path | None = None
     windows: Windows | None = None
     work: Path = Path()
+    processes: Processes = field(default_factory=Processes)
+
+    def together(self, function: Callable[..., T], *arguments: Any, **here: Any) -> T:
+        """Call a function of a run in all processes at once, each with its own `Run`; what it gives here.
+
+        ``here`` are arguments that this process alone has.
+        """
+        told = replace(self, stage=Stages(), processes=Processes())
+        self.processes.tell(_called, (function, told, arguments))
+        return function(self, *arguments, **here)
 
     @property
     def trains_after(self) -> bool:
@@ -60,6 +74,10 @@ class Run:
         base, lora = self._base(self.source.folder), self.lora
         return adapters.merged(adapters.carrying(base, lora)) if lora else base
 
+    def teacher(self, dense: Any = None) -> Any | None:
+        """The dense model to stay close to, in training; ``dense`` where it lies here already."""
+        return self.sharded(self.dense() if dense is None else dense) if self.settings.distill else None
+
     def pruned(self, folder: Path) -> Any:
         """A result, to compute with; an adapter that lies beside it is put on."""
         base, lora = self._base(folder), folder / BESIDE
@@ -70,8 +88,18 @@ class Run:
         lora = folder / BESIDE if folder else self.lora
         base = self._base(folder or self.source.folder)
         if lora and lora.is_dir():
-            return adapters.carrying(base, lora, trainable=True)
-        return training.adapted(base, rank=self.settings.rank, seed=self.settings.seed)
+            found: Any = adapters.carrying(base, lora, trainable=True)
+        else:
+            found = attaching.attach(base, rank=self.settings.rank, seed=self.settings.seed)
+        if self.settings.gradient_checkpointing:
+            attaching.checkpoint_activations(found)
+        return found
+
+    def sharded(self, model: Any) -> Any:
+        """The model itself, of which each process has kept its rows where that is asked for."""
+        if self.processes.size > 1 and sharding.wanted(self.settings.fsdp):
+            sharding.shard(model, self.processes)
+        return model
 
     def _base(self, folder: Path) -> Any:
         return working_copy(folder, settings=self.settings, trust_remote_code=self.trust_remote_code)
@@ -84,3 +112,8 @@ class Run:
         """Perplexity on the windows that nothing else uses; None where there are none."""
         windows = self.windows
         return evaluate.perplexity(model, windows.evaluation) if windows and len(windows.evaluation) else None
+
+
+def _called(processes: Processes, function: Callable[..., Any], run: Run, arguments: tuple[Any, ...]) -> None:
+    """What `Run.together` does in the other processes."""
+    function(replace(run, processes=processes), *arguments)

@@ -6,10 +6,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorashear.training import Step
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -30,6 +34,7 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     number: int = 0  # of the current one
+    told: Sequence[Callable[[Step], None]] = ()  # of each step of training, before how far it is
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -49,6 +54,12 @@ class Stages:
         """Tell how far the current stage is."""
         if self.shown:
             self.shown(what, done, total)
+
+    def stepped(self, what: str, step: Step, steps: int) -> None:
+        """Tell what a step of training did, and that so many of ``steps`` are done."""
+        for tell in self.told:
+            tell(step)
+        self.progress(what, step.step, steps)
 
     def made(self, what: str, text: Callable[[], str]) -> None:
         """Note what the current stage made; its text goes to LORASHEAR_DUMP as ``03-infer.txt``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,11 +12,16 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+ONCE = 1.0  # seconds in which signals are one: a terminal sends it to all processes, and a launcher hands it on to them
+
+
 class Asked:
-    """Notes the first of `SIGNALS` that comes, but for those that are ignored; a second one takes its course at once."""
+    """Notes the first of `SIGNALS` that comes, but for those that are ignored; a second one takes its course at once, unless it
+    comes along with the first."""
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._noted = 0.0
         before = {number: signal.getsignal(number) for number in SIGNALS}
         # Ctrl-C is ignored in a program that a shell started in the background.
         self._before = {number: found for number, found in before.items() if found not in (signal.SIG_IGN, None)}
@@ -39,8 +45,12 @@ class Asked:
             self.watch()
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.number = number
-        self.leave()
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._noted = number, now
+        elif now - self._noted > ONCE:
+            self.leave()
+            signal.raise_signal(number)
 
 
 @contextmanager

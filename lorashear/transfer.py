@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
-from lorashear import models, training
+from lorashear import models, recipes, training
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
-from lorashear.snapshots import Snapshots
-from lorashear.training import Shown
-from lorashear_ir.groups import Group
+from lorashear.run import Run
+from lorashear.sharding import SharedWeights, full
+from lorashear_ir.groups import Group, Groups
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
-from lorashear_passes.surgery import Settings as Surgery
-from lorashear_passes.walk import Batch
 
 
 @dataclass(frozen=True)
@@ -32,47 +30,46 @@ class Transferred:
     """What was done, for the report."""
 
 
-def transfer(
-    model: Any,
-    teacher: torch.nn.Module | None,
-    widths: Mapping[str, int],
-    calibration: Sequence[Batch],
-    windows: torch.Tensor,
-    settings: Settings,
-    surgery: Surgery,
-    adapter: Path,
-    shown: Shown,
-    snapshots: Snapshots | None = None,
-) -> Transferred:
-    """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the folder ``adapter``.
+def transfer(run: Run, widths: Mapping[str, int], dense: Any = None, groups: Groups | None = None) -> Transferred:
+    """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the run's folder for work.
 
     Args:
-        model: the PeftModel, changed in place: what has faded is zero.
-        teacher: another copy of the model, to stay close to.
         widths: units kept, by group.
-        calibration: batches that rank and refit at the start of each period.
-        windows: token ids to train on, int64 [windows, length].
-        shown: called with the steps done, and the steps.
-        snapshots: where states go, and an earlier run's are found.
+        dense: the dense model where it lies here already: the one to stay close to.
+        groups: of the dense model, to tell with each step how many parameters are left.
 
     Raises:
         LorashearError: the adapter does not reach a group, or the loss stops being a number.
     """
-    recipe = training.recipe(settings, model, windows)
+    settings, windows = run.settings, run.windows
+    assert windows is not None
+    model = run.learner()
+    recipe = recipes.recipe(settings, model, windows.training)
     schedule = _schedule(settings, recipe.steps)
     chosen = _reached(model, widths)
-    lhspg = Lhspg(model, chosen, {PREFIX + name: kept for name, kept in widths.items()}, calibration, schedule, surgery)
+    calibration = run.batches(model, windows.calibration)
+    weights = SharedWeights(run.sharded(model), run.processes, run.learner)
+    kept = {PREFIX + name: width for name, width in widths.items()}
+    lhspg = Lhspg(model, chosen, kept, calibration, schedule, run.surgery, weights)
     try:
         record = training.adapt(
-            model, windows, recipe, adapter, shown, teacher=teacher, companion=lhspg, snapshots=snapshots
+            model,
+            windows.training,
+            recipe,
+            run.work,
+            partial(run.stage.stepped, "transfer"),
+            teacher=run.teacher(dense),
+            companion=lhspg,
+            snapshots=run.snapshots,
+            processes=run.processes,
+            left=(lambda: _left(groups, _named(lhspg.gone))) if groups is not None else None,
         )
     except Diverged as error:
         raise LorashearError(
             f"the run that was stopped had chosen other structures of {error} than come out now: leave --resume out"
         ) from error
-    weights = {_plain(name): model.get_parameter(name).data for name in lhspg.changed}
-    removed = {name.removeprefix(PREFIX): indices for name, indices in lhspg.removed.items()}
-    return Transferred(removed, weights, record | {"lhspg": asdict(schedule)})
+    changed = {_plain(name): full(model.get_parameter(name).detach()) for name in sorted(lhspg.changed)}
+    return Transferred(_named(lhspg.removed), changed, record | {"lhspg": asdict(schedule)})
 
 
 def _schedule(settings: Settings, every: int) -> Schedule:
@@ -95,6 +92,16 @@ def _reached(carrying: torch.nn.Module, widths: Mapping[str, int]) -> dict[str, 
     if not any(".lora_" in name for group in chosen.values() for name, _ in group.slots):
         raise LorashearError(f"no adapter reaches {next(iter(widths))} or any other group that is to be pruned")
     return chosen
+
+
+def _named(removed: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Structures by their groups' names in the model without adapters."""
+    return {name.removeprefix(PREFIX): indices for name, indices in removed.items()}
+
+
+def _left(groups: Groups, gone: Mapping[str, list[int]]) -> tuple[int, int]:
+    """Structures gone, and parameters left."""
+    return sum(map(len, gone.values())), groups.parameters(groups.widths(gone))
 
 
 def _plain(name: str) -> str:

@@ -15,8 +15,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
-from lorashear import config, models, training
-from lorashear.transfer import transfer
+from lorashear import attaching, models, training
+from lorashear.run import Run
 from lorashear.verifying import verify
 from lorashear_passes.gates import Gates
 from lorashear_passes.lhspg import POLICIES, Lhspg, Schedule
@@ -37,7 +37,7 @@ def begun(
     schedule: Schedule, settings: Settings | None = None, kinds: tuple[str, ...] = KINDS, dtype: Any = torch.float32
 ) -> tuple[Any, Lhspg]:
     """A small LLaMA with an adapter that has learned something, and half of everything to go."""
-    model = training.adapted(random_llama("tied").to(dtype), rank=3)
+    model = attaching.attach(random_llama("tied").to(dtype), rank=3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -47,9 +47,9 @@ def begun(
     return model, Lhspg(model, chosen, widths, batches(), schedule, settings)
 
 
-def trained(model: Any, lhspg: Lhspg, steps: int) -> None:
+def trained(model: Any, lhspg: Lhspg, steps: int, micro_batch: int | None = None) -> None:
     windows = torch.cat([batch["input_ids"] for batch in batches(8)])
-    recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0)
+    recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0, micro_batch=micro_batch)
     training.train(model, windows, recipe, companion=lhspg)
 
 
@@ -231,6 +231,27 @@ def test_the_gradient_of_a_gate_is_that_of_the_loss() -> None:
         assert found[place].item() == pytest.approx((losses[0] - losses[1]) / 0.02, rel=0.02, abs=2e-4)
 
 
+@pytest.mark.parametrize("policy", ["decay", "half-space"])
+def test_windows_by_parts_and_activations_computed_twice_change_nothing(policy: str) -> None:
+    """A gate sees every gradient once, although what it reads is computed twice."""
+    found: list[dict[str, torch.Tensor]] = []
+    seen: list[int] = []
+    for micro_batch, twice in ((None, False), (3, False), (None, True)):
+        torch.manual_seed(0)
+        model, lhspg = begun(Schedule(1, 1, 4, policy))
+        if twice:
+            attaching.checkpoint_activations(model)
+        count = [0]
+        layer = model.get_submodule(f"{PREFIX}model.layers.0.mlp")
+        layer.register_forward_pre_hook(lambda module, _, count=count: count.__setitem__(0, count[0] + module.training))
+        trained(model, lhspg, 6, micro_batch)
+        found.append({name: p.detach() for name, p in model.named_parameters()})
+        seen.append(count[0])
+    assert seen == [6, 12, 12]
+    for other in found[1:]:
+        assert all((other[name] - value).abs().max() < 2e-3 for name, value in found[0].items())
+
+
 def test_the_optimizer_cannot_bring_back_what_is_gone() -> None:
     model, lhspg = begun(Schedule(0, 1, 1), kinds=("ffn",))
     lhspg(0)
@@ -275,9 +296,8 @@ def test_compile_slices_what_was_trained(
 ) -> None:
     """The folder computes what the dense model did when everything had faded and all was trained."""
     held: list[Any] = []
-    monkeypatch.setattr(
-        "lorashear.choosing.transfer", lambda model, *rest: held.append(model) or transfer(model, *rest)
-    )
+    learner = Run.learner
+    monkeypatch.setattr(Run, "learner", lambda *given: held.append(learner(*given)) or held[-1])
     result = lorashear.compile(
         exact,
         0.3,
@@ -334,17 +354,9 @@ def test_a_request_that_makes_no_sense(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_adapters_that_reach_nothing_that_is_pruned(folder: Path) -> None:
-    settings = config.Settings(ratio=0.3, tokens=3000, lhspg=0.5)
+def test_adapters_that_reach_nothing_that_is_pruned(exact: Path, text: Path, tmp_path: Path) -> None:
+    lora = get_peft_model(AutoModelForCausalLM.from_pretrained(exact), LoraConfig(r=2, target_modules=["q_proj"]))
+    lora.save_pretrained(tmp_path / "lora")
+    settings: dict[str, Any] = {"windows": 4, "tokens": 3000, "context": 32, "lhspg": 0.5, "prune": ("ffn",)}
     with pytest.raises(lorashear.LorashearError, match="no adapter reaches model.layers.0.mlp.ffn or any other group"):
-        transfer(
-            get_peft_model(random_llama("tied"), LoraConfig(r=2, target_modules=["q_proj"])),
-            None,
-            {"model.layers.0.mlp.ffn": 3},
-            batches(),
-            batches(1)[0]["input_ids"],
-            settings,
-            Settings(),
-            folder,
-            lambda *_: None,
-        )
+        lorashear.compile(exact, 0.1, tmp_path / "out", text=text, lora=tmp_path / "lora", **settings)

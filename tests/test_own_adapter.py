@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
-from lorashear.transfer import transfer
+from lorashear.run import Run
 from lorashear.verifying import verify
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
@@ -100,9 +100,8 @@ def test_it_is_what_is_trained(
 ) -> None:
     """With LHSPG the folder computes what the dense model did when everything had faded."""
     held: list[Any] = []
-    monkeypatch.setattr(
-        "lorashear.choosing.transfer", lambda model, *rest: held.append(model) or transfer(model, *rest)
-    )
+    learner = Run.learner
+    monkeypatch.setattr(Run, "learner", lambda *given: held.append(learner(*given)) or held[-1])
     lora = model.with_name("lora")
     settings = {**SETTINGS, "tokens": 3000, "lhspg": lhspg, "lora": lora, "text": text}
     kept, merged = (lorashear.compile(model, 0.3, tmp_path / how, adapter=how, **settings) for how in ("keep", "merge"))

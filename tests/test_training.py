@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorashear
 from conftest import WORDS
-from lorashear import training
+from lorashear import attaching, recipes, training
 from lorashear.calibration import Windows, read_windows
 from lorashear.cli import main
 from lorashear.config import Settings
@@ -42,7 +42,7 @@ def windows(count: int = 16, length: int = 16) -> torch.Tensor:
 def trained(
     recipe: training.Recipe, teacher: torch.nn.Module | None = None, text: torch.Tensor | None = None
 ) -> tuple[torch.nn.Module, list[training.Step]]:
-    model = training.adapted(random_llama("tied"), rank=recipe.rank, seed=recipe.seed)
+    model = attaching.attach(random_llama("tied"), rank=recipe.rank, seed=recipe.seed)
     steps: list[training.Step] = []
     training.train(model, windows() if text is None else text, recipe, teacher=teacher, stepped=steps.append)
     return model, steps
@@ -74,7 +74,7 @@ def test_a_text_is_learned_and_only_adapters_change() -> None:
 
 
 def test_the_head_and_the_embedding_have_no_adapter() -> None:
-    model = training.adapted(random_llama("tied"), rank=2)
+    model = attaching.attach(random_llama("tied"), rank=2)
     assert not [name for name in adapters(model) if "lm_head" in name or "embed" in name]
 
 
@@ -84,8 +84,8 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[3] == max(rates) == pytest.approx(1e-2)
     assert rates[0] == pytest.approx(1e-2 / 4)
     assert rates[4:] == sorted(rates[4:], reverse=True) and rates[-1] < 1e-4
-    assert training.default_rate(2000) == 5e-4
-    assert training.default_rate(128) > training.default_rate(4096)
+    assert recipes.default_rate(2000) == 5e-4
+    assert recipes.default_rate(128) > recipes.default_rate(4096)
 
 
 def test_the_same_seed_trains_the_same_and_another_does_not() -> None:
@@ -97,7 +97,7 @@ def test_the_same_seed_trains_the_same_and_another_does_not() -> None:
 def test_every_window_is_seen_once_before_any_is_seen_again() -> None:
     recipe = training.Recipe(7, 1.0, batch=3, seed=5)
     rows = torch.arange(10)[:, None].expand(10, 4)
-    seen = torch.cat([batch[:, 0] for batch in training._batches(rows, recipe)]).tolist()
+    seen = torch.cat([batch[:, 0] for batch in recipe.batches(rows)]).tolist()
     assert len(seen) == 21
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
     assert seen[:10] != seen[10:20]
@@ -111,7 +111,7 @@ def test_a_model_beside_itself_has_no_divergence() -> None:
     other = different()
     model, steps = trained(training.Recipe(1, 1e-9, rank=2, distill=0.25), other)
     p, q = (m(input_ids=windows()).logits[:, :-1].log_softmax(-1) for m in (other, model))
-    batch = next(training._batches(torch.arange(16)[:, None], training.Recipe(1, 1.0)))[:, 0]
+    batch = next(training.Recipe(1, 1.0).batches(torch.arange(16)[:, None]))[:, 0]
     assert steps[0].divergence == pytest.approx((p.exp() * (p - q)).sum(-1)[batch].mean().item(), rel=1e-4)
     streams = (m(input_ids=windows()[batch], output_hidden_states=True).hidden_states for m in (other, model))
     relative = [
@@ -156,7 +156,7 @@ def test_padding_counts_for_nothing() -> None:
     long, short = torch.arange(12)[None] + 3, torch.arange(5)[None] + 20
     rows = torch.full((2, 14), PADDING)
     rows[0, :12], rows[1, :5] = long[0], short[0]
-    model = training.adapted(random_llama("tied"), rank=2)
+    model = attaching.attach(random_llama("tied"), rank=2)
     teacher = different()
     together = losses(model, teacher, rows)
     apart = [losses(model, teacher, each) for each in (long, short)]
@@ -182,7 +182,7 @@ def test_a_document_a_window(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_adapters() -> None:
-    model = training.adapted(random_llama("tied"), rank=2)
+    model = attaching.attach(random_llama("tied"), rank=2)
     kept: list[dict[str, torch.Tensor]] = []
 
     def stepped(step: training.Step) -> None:

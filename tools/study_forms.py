@@ -31,7 +31,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from lorashear import losses, training, transfer
+from lorashear import attaching, losses, recipes, training, transfer
 from lorashear.config import BATCH
 from lorashear_passes import oneshot
 from lorashear_passes.lhspg import Lhspg
@@ -130,11 +130,11 @@ class Gates:
     def train(self, model: Any, dense: Any, surgeon: Surgeon, windows: torch.Tensor, trial: Trial) -> None:
         """With an adapter on ``model``, at text and divergence; the budget is reached in half of the steps."""
         now: dict[str, torch.Tensor] = {}
-        carrying = training.adapted(model, rank=16, seed=trial.seed)
+        carrying = attaching.attach(model, rank=16, seed=trial.seed)
         for path, job in surgeon.jobs.items():
             groups = [(g.name, c) for g, c in zip(job.groups, job.columns, strict=True) if g.name in self.parts]
             carrying.base_model.model.get_submodule(path).register_forward_pre_hook(self._scaled(groups, now))
-        recipe = training.Recipe(STEPS, training.default_rate(128) * trial.rate, seed=trial.seed)
+        recipe = training.Recipe(STEPS, recipes.default_rate(128) * trial.rate, seed=trial.seed)
 
         def stepped(step: training.Step) -> None:
             self._learn()
@@ -197,7 +197,7 @@ class Regrowing(Lhspg):
 
     def _begin(self, period: int) -> None:
         for name, value in self._base.items():
-            self._value(name).copy_(value)
+            self.weights.here(name).copy_(value)
         self._dead = []
         super()._begin(period)
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import lorashear
-from lorashear import data, training
+from lorashear import attaching, data, recipes, training
 from lorashear.config import BATCH
 from lorashear.evaluate import perplexity
 from subjects import CONTEXT, TEST, Subject
@@ -82,12 +82,12 @@ def machine(device: str) -> str:
 def _model(trial: Trial, tokenizer: Any, packed: bool) -> Any:
     subject, settings = trial.subject, dict(trial.settings)
     dense = lorashear.load(subject.folder).float().to(trial.device)
-    rate = trial.rate * training.default_rate(dense.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+    rate = trial.rate * recipes.default_rate(dense.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     if trial.row == DENSE:
         return dense
     if trial.row == ADAPTED:
         windows, steps = text(trial, tokenizer, settings["tokens"])
-        carrying = training.adapted(dense, rank=16, seed=trial.seed)
+        carrying = attaching.attach(dense, rank=16, seed=trial.seed)
         training.train(carrying, windows, training.Recipe(steps, rate, distill=0.0, seed=trial.seed))
         return carrying
     tokens, through = settings.pop("tokens"), settings.pop("through", None)

@@ -198,13 +198,21 @@ class Groups(Mapping[str, Group]):
     def count(self, widths: Mapping[str, int] | None = None) -> int:
         """The number of parameters, tied ones once, with group ``name`` left at ``widths[name]`` indices of its axis.
 
-        For a query group that is the number of queries left for each KV head.
+        For a query group that is the number of queries left for each KV head. Of groups that are `priced`: what they cost.
         """
-        sizes = {self[name].axis.name: width for name, width in (widths or {}).items()}
-        counts = {name: math.prod(size_with(d, sizes) for d in dims) for name, dims in self.tensors.items()}
+        counts = self._counts(widths or {})
         if self._prices is None:
             return sum(counts.values())
         return round(sum(self._prices[name] * count for name, count in counts.items()))
+
+    def parameters(self, widths: Mapping[str, int] | None = None) -> int:
+        """As `count`, but the number of parameters, whatever they cost."""
+        return sum(self._counts(widths or {}).values())
+
+    def _counts(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Parameters of each tensor at these widths."""
+        sizes = {self[name].axis.name: width for name, width in widths.items()}
+        return {name: math.prod(size_with(d, sizes) for d in dims) for name, dims in self.tensors.items()}
 
     def check(self, removed: Mapping[str, Collection[int]]) -> None:
         """Refuse a selection that no model can be made of.

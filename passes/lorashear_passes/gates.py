@@ -7,7 +7,7 @@ climb, and on a single number both of the paper's bounds are -g, so that the gat
 γ̂ < ε γ, it is zero. At the period's end every gate is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,16 @@ class Gates:
     A structure without readers fades by the ramp alone.
     """
 
-    def __init__(self, model: nn.Module, readers: Sequence[Reader], sizes: Mapping[str, int], length: int) -> None:
-        self.length = length
+    def __init__(
+        self,
+        model: nn.Module,
+        readers: Sequence[Reader],
+        sizes: Mapping[str, int],
+        length: int,
+        summed: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> None:
+        """``summed`` adds up what several processes see of the text."""
+        self.length, self._summed = length, summed
         self.values = {name: torch.ones(size) for name, size in sizes.items()}
         """γ by group, in the order of its fading structures."""
         self._moments = {name: torch.zeros(size) for name, size in sizes.items()}
@@ -41,7 +49,7 @@ class Gates:
         """γ after a step more; ``left`` counts the steps of the period from this one on. The gradients are used up."""
         found: dict[str, Tensor] = {}
         for name, gate in self.values.items():
-            slope = self._moments[name] / gate.clamp_min(1e-12)
+            slope = self._summed(self._moments[name]) / gate.clamp_min(1e-12)
             self._moments[name].zero_()
             # The median gate is moved as far by its gradient as by the ramp.
             usual = slope[gate > 0].abs().median() if gate.any() else torch.tensor(0.0)

@@ -22,16 +22,28 @@ from .gates import Gates
 from .scores import owned
 from .surgery import Settings, Surgeon, units
 from .walk import Batch
+from .weights import Weights
 
 __all__ = ["Diverged", "Lhspg", "Schedule"]
 
 POLICIES = ("decay", "half-space")
-Place = tuple[str, int, Tensor, str]
-"""A parameter, a dim of it, indices along that, and the group whose structures they are."""
 
 
 class Diverged(Exception):
     """A run that was to go on chooses other structures of a group, which it names, than it had."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where fading structures of a group are in what lies here of a parameter."""
+
+    name: str
+    dim: int
+    index: Tensor
+    """Along the dim."""
+    group: str
+    structures: Tensor
+    """For each index the fading structure that it belongs to, counted in the order of ``removed``."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,15 @@ class Lhspg:
         batches: Sequence[Batch],
         schedule: Schedule,
         settings: Settings | None = None,
+        weights: Weights | None = None,
     ) -> None:
+        self.weights = weights or Weights(model)
         self.model, self.chosen, self.widths, self.batches = model, chosen, widths, batches
         self.schedule, self.settings = schedule, settings or Settings()
         self.removed: dict[str, list[int]] = {}
         """Structures of the redundant set by group, rising; they fade, or are at zero."""
+        self.gone: Mapping[str, list[int]] = {}
+        """Those of them that have come to zero, at the end of a period."""
         self.changed: set[str] = set()
         """Frozen weights that are other ones than they were, also where no structure has gone."""
         self._goals: dict[str, Tensor] = {}
@@ -131,8 +147,8 @@ class Lhspg:
         at, length = step - self.schedule.warm_up, self.schedule.length
         if 0 < at <= self.schedule.periods * length:
             self._shrink(length - (at - 1) % length)
-        for name, dim, index, _ in self._dead:
-            self._value(name).index_fill_(dim, index, 0)
+        for each in self._dead:
+            self.weights.here(each.name).index_fill_(each.dim, each.index, 0)
         if at in range(0, self.schedule.periods * length + 1, length):
             self._end()
             if at < self.schedule.periods * length:
@@ -140,36 +156,52 @@ class Lhspg:
 
     def _begin(self, period: int) -> None:
         """Choose what goes by the end of a period."""
-        widths = {name: self._width(name, period) for name in self.chosen}
-        trained = {name: p.data for name, p in self.model.named_parameters() if p.requires_grad}
         if self._given:
             for name, value in self._given[period - 1].trained.items():
-                trained[name].copy_(value)
-        self._periods.append(Period({name: value.cpu().clone() for name, value in trained.items()}))
-        before = {name: parameter.data for name, parameter in self.model.named_parameters()}
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        surgeon = Surgeon(self.model, self.chosen, self.settings, self.batches)
-        with surgeon.pruned(surgeon.walk(self.batches), widths) as (removed, _):
-            self.removed = {name: list(indices) for name, indices in removed.items()}
-            for name, parameter in self.model.named_parameters():
-                if parameter.data.data_ptr() == before[name].data_ptr():
-                    continue
-                if parameter.requires_grad:
-                    self._gains[name] = (parameter.data - before[name]).div_(self.schedule.length)
-                else:
-                    self._goals[name] = parameter.data
-        for module in training:
-            module.training = True
+                self._share(name, value, self.weights.here(name))
+        widths = {name: self._width(name, period) for name in self.chosen}
+        with self.weights.whole() as model:
+            surgeon = self._choose(model, widths)
         self.changed |= set(self._goals)
         self._fading = list(self._read(surgeon))
         if self.schedule.policy == "decay":  # the goals of frozen weights are zero there already
-            self._fading = [place for place in self._fading if place[0] in self._gains]
+            self._fading = [place for place in self._fading if place.name in self._gains]
         else:
             self._gates = self._gated(surgeon)
-        for name, dim, index, _ in self._fading:
-            if name in self._gains:
-                self._gains[name].index_fill_(dim, index, 0)
+        for each in self._fading:
+            if each.name in self._gains:
+                self._gains[each.name].index_fill_(each.dim, each.index, 0)
+
+    def _choose(self, model: nn.Module, widths: Mapping[str, int]) -> Surgeon:
+        """What goes down to these widths, and what the weights that stay become for it; ``model`` is whole, and as before
+        afterwards."""
+        before = {name: parameter.data for name, parameter in model.named_parameters()}
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._periods.append(Period({name: before[name].cpu().clone() for name in sorted(trained)}))
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        surgeon = Surgeon(model, self.chosen, self.settings, self.batches)
+        with surgeon.pruned(surgeon.walk(self.batches), widths) as (removed, _):
+            self.removed = self.weights.agreed({name: list(indices) for name, indices in removed.items()})
+            now = {name: parameter.data for name, parameter in model.named_parameters()}
+            changed = [name for name in now if now[name].data_ptr() != before[name].data_ptr()]
+            for name in self.weights.agreed(changed):
+                goal = self.weights.agreed(now[name])
+                if name in trained:
+                    self._gains[name] = self._share(name, (goal - before[name]).div_(self.schedule.length))
+                else:
+                    self._goals[name] = self._share(name, goal)
+        for module in training:
+            module.training = True
+        return surgeon
+
+    def _share(self, name: str, whole: Tensor, here: Tensor | None = None) -> Tensor:
+        """What of a whole weight's values belongs to its rows here; written into what is ``here`` of it, where that is given."""
+        start, stop = self.weights.rows(name)
+        part = whole[start:stop]
+        if here is not None:
+            return here.copy_(part)
+        return part if len(part) == len(whole) else part.clone()
 
     def _shrink(self, left: int) -> None:
         """One step, the first of so many that are left of the period."""
@@ -179,23 +211,25 @@ class Lhspg:
             given = self._given[len(self._periods) - 1].gates[len(done)] if self._given else None
             factors = self._gates.moved(given or self._gates.next(left))
             done.append(self._gates.values)
-        frozen = [place for place in self._fading if place[0] in self._goals]
-        before = [self._value(name).index_select(dim, index) for name, dim, index, _ in frozen]
+        frozen = [place for place in self._fading if place.name in self._goals]
+        before = [self.weights.here(place.name).index_select(place.dim, place.index) for place in frozen]
         for name, goal in self._goals.items():
-            self._value(name).lerp_(goal, 1 / left)  # each step the same way, and the last one ends at the goal itself
+            self.weights.here(name).lerp_(
+                goal, 1 / left
+            )  # each step the same way, and the last one ends at the goal itself
         for name, gain in self._gains.items():
-            self._value(name).add_(gain)
-        for (name, dim, index, _), value in zip(frozen, before, strict=True):
-            self._value(name).index_copy_(dim, index, value)
-        for name, dim, index, group in self._fading:
-            value, factor = self._value(name), factors.get(group)
-            part = value.index_select(dim, index)
+            self.weights.here(name).add_(gain)
+        for place, value in zip(frozen, before, strict=True):
+            self.weights.here(place.name).index_copy_(place.dim, place.index, value)
+        for place in self._fading:
+            value, factor = self.weights.here(place.name), factors.get(place.group)
+            part = value.index_select(place.dim, place.index)
             if factor is None:
                 part *= (left - 1) / left
             else:
-                wide = factor.repeat_interleave(len(index) // len(factor)).to(part)
-                part *= wide.view([-1 if d == dim else 1 for d in range(part.dim())])
-            value.index_copy_(dim, index, part)
+                wide = factor[place.structures].to(part)
+                part *= wide.view([-1 if d == place.dim else 1 for d in range(part.dim())])
+            value.index_copy_(place.dim, place.index, part)
 
     def _gated(self, surgeon: Surgeon) -> Gates:
         """A gate for each structure that goes; frozen maps watch, since what is trained beside them reads the same."""
@@ -206,7 +240,7 @@ class Lhspg:
             for group, columns in zip(job.groups, job.columns, strict=True)
             if group.name in sizes and not self.model.get_parameter(f"{path}.weight").requires_grad
         ]
-        return Gates(self.model, readers, sizes, self.schedule.length)
+        return Gates(self.model, readers, sizes, self.schedule.length, self.weights.summed)
 
     def _read(self, surgeon: Surgeon) -> Iterator[Place]:
         """What the redundant structures are read with: columns of consumers, and all that groups in front own."""
@@ -221,17 +255,21 @@ class Lhspg:
         if self._gates:
             self._gates.close()
         self._fading, self._goals, self._gains, self._gates = [], {}, {}, None
+        self.gone = self.removed
         gone = [self._place(self.chosen[name], *slot) for name in self.removed for slot in self.chosen[name].slots]
-        for name, dim, index, _ in gone:
-            self._value(name).index_fill_(dim, index, 0)
-        self._dead = [place for place in gone if self.model.get_parameter(place[0]).requires_grad]
+        for each in gone:
+            self.weights.here(each.name).index_fill_(each.dim, each.index, 0)
+        self._dead = [each for each in gone if self.model.get_parameter(each.name).requires_grad]
 
     def _place(self, group: GroupLike, name: str, dim: int) -> Place:
-        index = owned(group, name, dim)[self.removed[group.name]].flatten()
-        return name, dim, index.to(self._value(name).device), group.name
-
-    def _value(self, name: str) -> Tensor:
-        return self.model.get_parameter(name).data
+        index = owned(group, name, dim)[self.removed[group.name]]
+        structures = torch.arange(len(index)).repeat_interleave(index[0].numel() if len(index) else 0)
+        index = index.flatten()
+        if dim == 0:
+            start, stop = self.weights.rows(name)
+            inside = (index >= start) & (index < stop)
+            index, structures = index[inside] - start, structures[inside]
+        return Place(name, dim, index.to(self.weights.here(name).device), group.name, structures)
 
     def _width(self, name: str, period: int) -> int:
         """Units that a group still has after a period."""
