@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from lorashear import data, evaluate
 from lorashear.config import Settings
+from lorashear.corpus import Corpus
 from lorashear.errors import LorashearError
+from lorashear.stages import Progress
+from lorashear.windows_file import sampled_windows
 from lorashear_passes.walk import Batch
 
 EVALUATION_TOKENS = 32_768
@@ -22,7 +26,8 @@ BATCH_WINDOWS = 16  # no larger, so that a trial can take a few of them
 @dataclass(frozen=True)
 class Windows:
     """Token ids, int64 [windows, context], `data.PADDING` behind the last of a document that is a window of its own; no
-    window is in two of them, and all but ``calibration`` may be empty."""
+    window is in two of them, and all but ``calibration`` may be empty. Of a large corpus those to train on are narrower
+    integers and lie on disk (see `sampled_windows`); `data.inputs` makes batches of either."""
 
     calibration: torch.Tensor
     guard: torch.Tensor
@@ -34,14 +39,22 @@ class Windows:
         return self.calibration.shape[1]
 
 
-def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | Path], settings: Settings) -> Windows:
-    """Windows of the texts, dealt out at random by the seed; where the text is short each use gets its share of it, and
-    training half. What is not trained on does not depend on whether there is training, unless the text is short.
+def read_windows(
+    folder: Path,
+    config: PreTrainedConfig,
+    texts: Sequence[str | Path],
+    settings: Settings,
+    progress: Progress | None = None,
+) -> Windows:
+    """Windows of the texts (see `Corpus.of`), dealt out at random by the seed; where the text is short each use gets its
+    share of it, and training half. What is not trained on does not depend on whether there is training, unless the text is
+    short.
 
     Raises:
         LorashearError: no text, no tokenizer, less than one window, or a context that the model does not have.
     """
-    documents = data.read_texts(texts)
+    corpus = Corpus.of(texts)
+    documents = corpus.read() if corpus.fits else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -51,9 +64,11 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
     evaluation = -(-EVALUATION_TOKENS // (length - 1))
     wanted = settings.windows + guard + evaluation
     training = -(-(settings.tokens or 0) // length)
-    found, others = data.windows_and_others(
-        tokenizer, documents, length, wanted, training, settings.seed, packed=settings.packed
-    )
+    request: Any = (length, wanted, training, settings.seed)
+    if documents is not None:
+        found, others = data.windows_and_others(tokenizer, documents, *request, packed=settings.packed)
+    else:
+        found, others = sampled_windows(tokenizer, corpus, *request, packed=settings.packed, progress=progress)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
     every = len(found) + len(others)
     fixed = min(len(found), every - min(training, every // 2))
@@ -65,7 +80,7 @@ def read_windows(folder: Path, config: PreTrainedConfig, texts: Sequence[str | P
         raise LorashearError(
             f"the text has one window of {length} tokens, and none is left to train on; give more text"
         )
-    return Windows(calibration, guarding, evaluation, torch.cat([others, spare]))
+    return Windows(calibration, guarding, evaluation, torch.cat([others, spare]) if len(spare) else others)
 
 
 def window_length(config: PreTrainedConfig, settings: Settings) -> int:

@@ -24,6 +24,9 @@ Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
 ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
+TEXT = typer.Option(
+    help=".txt, .jsonl or .parquet files, folders of them, or hub datasets as owner/name[:config[:split]]; give it once for each"
+)
 TERMINATED = 143  # for SIGTERM
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -36,6 +39,7 @@ def main() -> None:
     stopping.raising()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -77,7 +81,7 @@ def compile_(
     model: Model,
     ratio: Annotated[float, typer.Option(help="share to remove of all parameters, or of another cost")],
     out: Annotated[Path, typer.Option(help="result folder")],
-    text: Annotated[list[Path] | None, typer.Option(help=".txt, .jsonl or .parquet to calibrate on")] = None,
+    text: Annotated[list[str] | None, TEXT] = None,
     lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
     tokens: Annotated[
@@ -121,7 +125,12 @@ def compile_(
     distill: Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")] = 0.8,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
     context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
-    apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"
+        ),
+    ] = False,
     shard_size: ShardSize = "5GB",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
@@ -332,26 +341,43 @@ def verify(
 @app.command("eval")
 def eval_(
     models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
-    text: Annotated[list[Path], typer.Option(help=".txt, .jsonl or .parquet")],
+    text: Annotated[list[str], TEXT],
     context: Annotated[int, typer.Option(help="tokens a window")] = 256,
-    apart: Annotated[bool, typer.Option("--apart", help="one document a window, not as many as fill it")] = False,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity on text: windows of packed documents, or of one each, and every token but the first of a window."""
+    """Perplexity on text: windows of packed documents, or of one each, and every token but the first of a window.
+
+    Attention crosses from one packed document to the next; with --apart nothing crosses.
+    """
     import torch
     from transformers import AutoTokenizer
 
     from lorashear import checkpoint, data
+    from lorashear.corpus import Corpus
     from lorashear.evaluate import perplexity
     from lorashear.loading import load
+    from lorashear.windows_file import sampled_windows
 
-    documents = data.read_texts(text)
+    corpus = Corpus.of(text)
+    documents = corpus.read() if corpus.fits else None
     rows = {}
     for name in models:
         folder = checkpoint.resolve(name, revision)
-        windows = data.windows(AutoTokenizer.from_pretrained(folder), documents, context, limit, packed=not apart)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if documents is not None:
+            windows = data.windows(tokenizer, documents, context, limit, packed=not apart)
+        elif limit is None:
+            raise LorashearError("the text is too large to be evaluated whole: say how many windows (--limit N)")
+        else:
+            windows, _ = sampled_windows(tokenizer, corpus, context, limit, 0, packed=not apart)
         found = perplexity(load(folder).to(torch.float32), windows)
         rows[name] = {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "context": context}
         if not as_json:

@@ -20,6 +20,7 @@ from lorashear import adapters, checkpoint, evaluate, launched, models, results,
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
 from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
+from lorashear.data import ROWS_AT_ONCE
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.loading import check_usable, load
@@ -80,7 +81,8 @@ def compile(
     Args:
         model: a folder, a hub id, or a transformers model or PeftModel (then ``tokenizer`` is needed to use text).
         out: the result folder; a temporary one where it is left out.
-        text: .txt, .jsonl or .parquet files to calibrate on; without text structures are ranked by magnitude.
+        text: to calibrate and train on: .txt, .jsonl or .parquet files, folders of such files, or datasets of a hub, as
+            owner/name, owner/name:config or owner/name:config:split; without text structures are ranked by magnitude.
         lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
@@ -165,7 +167,7 @@ def _compile(
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
         given = read(source, twin, run.lora)
-        windows = read_windows(source.folder, config, texts, settings) if texts else None
+        windows = read_windows(source.folder, config, texts, settings, stage.progress) if texts else None
         run = replaced(run, windows=windows)
     room = source.bytes * (2 if run.trains_after else 1)
     with resumable_folder(
@@ -194,7 +196,9 @@ def _job(run: Run, given: Given) -> str:
     """A hash of all that decides the result."""
     found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
     for part in vars(run.windows).values() if run.windows else ():
-        found.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
+        found.update(str(tuple(part.shape)).encode())
+        for rows in part.split(ROWS_AT_ONCE):  # they may be more than memory takes
+            found.update(rows.long().contiguous().numpy().tobytes())
     found.update(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}).encode())
     return found.hexdigest()
 

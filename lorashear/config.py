@@ -56,7 +56,10 @@ class Settings:
     distill: float = 0.8  # share of the training loss that is the distance from the dense model
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
     windows: int = 128  # calibration windows
-    packed: bool = True  # documents stand on end and are cut into windows; False: one document a window
+    packed: bool = (
+        True  # documents stand on end, are cut into windows, and attention crosses their boundaries; False: one
+    )
+    # document a window
     context: int | None = None  # tokens a window; by default the model's context, at most 512
     save_every: str = "10m"  # states of training that a stopped run goes on from: minutes (s, m, h), or steps ("200")
     shard_bytes: int = SHARD_BYTES  # of a weights file at most, but for a tensor that is larger

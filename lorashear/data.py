@@ -1,53 +1,31 @@
-"""Text for calibration, training and evaluation: files to documents, documents to windows of token ids.
+"""Text for calibration, training and evaluation: documents to windows of token ids.
 
 A document is its boundary token and its own tokens; documents stand one after another and are cut into windows of
-equal length without overlap. Nothing is padded, so no attention mask is needed. Or each document is a window of its own.
+equal length without overlap. Nothing is padded and no attention mask is made: attention crosses from a document to the
+next within a window. Or each document is a window of its own, where nothing crosses.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lorashear.documents import read_texts as read_texts
 from lorashear.errors import LorashearError
 
-# Text is told from binary by its first bytes, before a whole "line" of a binary file is read into memory.
-SNIFF_BYTES = 8192
 # Documents that go to the tokenizer in one call: enough to keep its threads busy, few enough to hold as Python lists.
 DOCUMENTS_PER_CALL = 256
 # No ordinary text has this many characters to a token; `windows` leaves out documents beyond it before tokenising.
 CHARACTERS_PER_TOKEN = 16
 # What stands after the last token of a window that is a document of its own.
 PADDING = -1
-
-
-def read_texts(paths: Sequence[str | Path], limit: int | None = None) -> list[str]:
-    """The documents of the files, in the order given: at most ``limit`` of them, and no more is read than that takes.
-
-    ``.txt`` holds documents separated by blank lines, ``.jsonl`` one object a line with the text in the field
-    ``text``, ``.parquet`` the texts in the column ``text``. Documents without a visible character are left out.
-
-    Raises:
-        LorashearError: a file is missing, a folder, not readable, without text, or not what its ending says.
-    """
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    found: list[str] = []
-    for path in map(Path, paths):
-        if limit is not None and len(found) >= limit:
-            break
-        before = len(found)
-        found.extend(islice(_documents(path), None if limit is None else limit - before))
-        if len(found) == before:
-            raise LorashearError(f"{path} holds no text; give a file with at least one document")
-    return found
+# Of windows that may lie on disk.
+ROWS_AT_ONCE = 4096
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], length: int) -> torch.Tensor:
@@ -165,6 +143,7 @@ def _share(documents: Sequence[str], characters: int, random: np.random.Generato
 
 def inputs(rows: torch.Tensor) -> dict[str, Any]:
     """Windows as arguments of a model's forward: with a mask, and no longer than the longest, where some are padded."""
+    rows = rows.long()  # they may be narrower, where there are many (see `windows_file`)
     inside = rows != PADDING
     if bool(inside.all()):
         return {"input_ids": rows, "use_cache": False}
@@ -174,8 +153,8 @@ def inputs(rows: torch.Tensor) -> dict[str, Any]:
 
 
 def tokens_in(rows: torch.Tensor) -> int:
-    """How many tokens windows hold."""
-    return int((rows != PADDING).sum())
+    """How many tokens windows hold, counted in parts: they may be more than memory takes."""
+    return sum(int((some != PADDING).sum()) for some in rows.split(ROWS_AT_ONCE))
 
 
 def _apart(
@@ -183,13 +162,14 @@ def _apart(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows of one document each."""
     order: list[int] = np.random.default_rng(seed).permutation(len(documents)).tolist()
-    chosen = _padded(tokenizer, [documents[index] for index in sorted(order[:limit])], length)
+    chosen = padded(list(token_runs(tokenizer, [documents[index] for index in sorted(order[:limit])])), length)
     rest = [torch.empty(0, length, dtype=torch.int64)]
     wanted = others * length
     for start in range(limit, len(order), DOCUMENTS_PER_CALL):
         if wanted <= 0:
             break
-        some = _padded(tokenizer, [documents[index] for index in order[start : start + DOCUMENTS_PER_CALL]], length)
+        next_ones = [documents[index] for index in order[start : start + DOCUMENTS_PER_CALL]]
+        some = padded(list(token_runs(tokenizer, next_ones)), length)
         held = (some != PADDING).sum(1).cumsum(0)
         rest.append(some[held - (some != PADDING).sum(1) < wanted])
         wanted -= tokens_in(rest[-1])
@@ -198,9 +178,8 @@ def _apart(
     return chosen, torch.cat(rest)
 
 
-def _padded(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int) -> torch.Tensor:
-    """The beginning of each document, [documents, length]; those of less than two tokens are left out."""
-    runs = list(_runs(tokenizer, documents))
+def padded(runs: Sequence[np.ndarray], length: int) -> torch.Tensor:
+    """The beginning of each document's token ids, [documents, length]; those of less than two tokens are left out."""
     rows = np.full((len(runs), length), PADDING, np.int64)
     for row, run in zip(rows, runs, strict=True):
         row[: len(run)] = run[:length]
@@ -209,10 +188,10 @@ def _padded(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length
 
 def _joined(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> np.ndarray:
     """Token ids of all documents, boundaries included: int64, one dimension."""
-    return np.concatenate([np.empty(0, np.int64), *_runs(tokenizer, documents)])
+    return np.concatenate([np.empty(0, np.int64), *token_runs(tokenizer, documents)])
 
 
-def _runs(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[np.ndarray]:
+def token_runs(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str]) -> Iterator[np.ndarray]:
     """Token ids of each document behind its boundary: int64, one dimension."""
     bos: Any = tokenizer.bos_token_id
     boundary: Any = tokenizer.eos_token_id if bos is None else bos
@@ -236,93 +215,3 @@ def _cut(tokens: np.ndarray, length: int) -> torch.Tensor:
     if not count:
         raise LorashearError(f"the text has {len(tokens):,} tokens, one context needs {length:,}; give more text")
     return torch.from_numpy(tokens[: count * length].reshape(count, length))
-
-
-def _documents(path: Path) -> Iterator[str]:
-    """The documents of one file, read as they are asked for."""
-    read = READERS.get(path.suffix.lower())
-    if not path.exists():
-        raise LorashearError(f"{path} does not exist; give a text file")
-    if path.is_dir():
-        raise LorashearError(f"{path} is a folder; name the text files in it")
-    if read is None:
-        raise LorashearError(f"{path} has an unknown ending; text files end in {', '.join(READERS)}")
-    try:
-        yield from (document for document in read(path) if document and not document.isspace())
-    except UnicodeDecodeError as error:
-        raise LorashearError(f"{path} is not UTF-8 text ({error.reason}); convert it first") from None
-    except OSError as error:
-        raise LorashearError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        if b"\0" in file.read(SNIFF_BYTES):
-            raise LorashearError(f"{path} is a binary file; give UTF-8 text")
-    with path.open(encoding="utf-8-sig") as file:  # -sig: some editors begin the file with a byte order mark
-        yield from file
-
-
-def _read_txt(path: Path) -> Iterator[str]:
-    paragraph: list[str] = []
-    for line in _lines(path):
-        if "\0" in line:
-            raise LorashearError(f"{path} is a binary file; give UTF-8 text")
-        if not line.isspace():
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph).removesuffix("\n")
-            paragraph = []
-    yield "".join(paragraph).removesuffix("\n")
-
-
-def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
-        if line.isspace():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "a value that cannot be read"
-            raise LorashearError(f"{path}, line {number}: not JSON ({reason}); write one object a line") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise LorashearError(f'{path}, line {number}: no field "text" with a string; write {{"text": "..."}}')
-        text: str = record["text"]
-        if not _is_encodable(text):
-            raise LorashearError(f"{path}, line {number}: half of a surrogate pair in the text; mend or drop the line")
-        yield text
-
-
-def _is_encodable(text: str) -> bool:
-    """JSON can spell half a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise LorashearError(f"{path} needs pyarrow: pip install 'lorashear[parquet]'") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise LorashearError(f'{path} has no column "text"; it has {", ".join(file.schema_arrow.names)}')
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                for text in batch.column(0).to_pylist():
-                    if text is not None and not isinstance(text, str):
-                        raise LorashearError(f'{path}: the column "text" does not hold strings')
-                    yield text or ""
-    except pyarrow.ArrowException as error:
-        raise LorashearError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-
-
-READERS: dict[str, Callable[[Path], Iterator[str]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}

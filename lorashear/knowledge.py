@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from lorashear import cache
 from lorashear.calibration import Windows
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
@@ -70,13 +70,7 @@ def kept(source: Checkpoint, contents: str, windows: Windows, settings: Settings
     way = [FORMAT, criterion, settings.compensate, settings.dtype, settings.device.partition(":")[0]]
     way += [settings.seed] if criterion in ("random", "lora") else []
     found.update(json.dumps(way).encode())
-    return Kept(folder() / "knowledge" / f"{found.hexdigest()}.jsonl")
-
-
-def folder() -> Path:
-    """Where analyses are kept."""
-    given = os.environ.get("LORASHEAR_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "lorashear"
+    return Kept(cache.folder() / "knowledge" / f"{found.hexdigest()}.jsonl")
 
 
 def content(knowledge: Knowledge, groups: Groups, settings: Settings) -> dict[str, Any]:

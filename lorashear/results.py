@@ -45,7 +45,8 @@ def content(
     found = {name: each for name, each in judged.items() if each is not None}
     if found and windows is not None:
         tokens = found["before"].tokens
-        what = f"{tokens:,} tokens of the given text that nothing else used, context {windows.context}{'' if settings.packed else ', a document each'}"
+        way = "packed documents, attention crosses their boundaries" if settings.packed else "a document each"
+        what = f"{tokens:,} tokens of the given text that nothing else used, context {windows.context}, {way}"
         perplexity = {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
     return {
         "model": run.name,

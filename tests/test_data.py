@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -61,8 +62,6 @@ class TestReading:
         assert read_texts([str(path)]) == ["one\n\nmore", "two"]
 
     def test_parquet_has_a_column_of_documents(self, tmp_path: Path) -> None:
-        pyarrow = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
         path = tmp_path / "a.parquet"
         parquet.write_table(pyarrow.table({"text": ["one", None, "two"], "other": [1, 2, 3]}), path)
         assert read_texts([path]) == ["one", "two"]
@@ -127,8 +126,6 @@ class TestRefusals:
             read_texts([tmp_path])
 
     def test_parquet_without_the_column_and_not_parquet(self, tmp_path: Path) -> None:
-        pyarrow = pytest.importorskip("pyarrow")
-        parquet = pytest.importorskip("pyarrow.parquet")
         path = tmp_path / "a.parquet"
         parquet.write_table(pyarrow.table({"content": ["one"]}), path)
         with pytest.raises(LorashearError, match=r'has no column "text"; it has content$'):
@@ -138,13 +135,6 @@ class TestRefusals:
             read_texts([path])
         with pytest.raises(LorashearError, match="is not a Parquet file that can be read"):
             read_texts([write(tmp_path / "b.parquet", "one")])
-
-    def test_parquet_without_pyarrow_says_what_to_install(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "pyarrow", None)
-        with pytest.raises(LorashearError, match=r"needs pyarrow: pip install 'lorashear\[parquet\]'$"):
-            read_texts([write(tmp_path / "a.parquet", b"PAR1")])
 
 
 class TestPacking:

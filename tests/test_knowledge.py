@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lorashear
-from lorashear import knowledge as keeping
+from lorashear import cache
 from lorashear.errors import LorashearError
 from lorashear.knowledge import Kept, read
 from lorashear_passes import splits
@@ -198,7 +198,7 @@ def test_shares_that_make_no_sense(folder: Path, tmp_path: Path, settings: dict[
 
 def test_analyses_are_kept_where_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORASHEAR_CACHE", str(tmp_path))
-    assert keeping.folder() == tmp_path
+    assert cache.folder() == tmp_path
     monkeypatch.delenv("LORASHEAR_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert keeping.folder() == tmp_path / "home" / ".cache" / "lorashear"
+    assert cache.folder() == tmp_path / "home" / ".cache" / "lorashear"
