@@ -15,7 +15,7 @@ from lorashear.config import Settings
 from lorashear.corpus import Corpus
 from lorashear.errors import LorashearError
 from lorashear.stages import Progress
-from lorashear.windows_file import sampled_windows
+from lorashear.windows_file import Mapped, sampled_windows
 from lorashear_passes.walk import Batch
 
 EVALUATION_TOKENS = 32_768
@@ -33,10 +33,21 @@ class Windows:
     guard: torch.Tensor
     evaluation: torch.Tensor
     training: torch.Tensor
+    mapped: Mapped | None = None
+    """Where those to train on lie, if they do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process, which maps what lies on disk itself."""
+        parts = self.calibration, self.guard, self.evaluation
+        return (_mapped, (*parts, self.mapped)) if self.mapped else (Windows, (*parts, self.training))
 
     @property
     def context(self) -> int:
         return self.calibration.shape[1]
+
+
+def _mapped(calibration: torch.Tensor, guard: torch.Tensor, evaluation: torch.Tensor, mapped: Mapped) -> Windows:
+    return Windows(calibration, guard, evaluation, mapped.rows(), mapped)
 
 
 def read_windows(
@@ -65,10 +76,14 @@ def read_windows(
     wanted = settings.windows + guard + evaluation
     training = -(-(settings.tokens or 0) // length)
     request: Any = (length, wanted, training, settings.seed)
+    mapped = None
     if documents is not None:
         found, others = data.windows_and_others(tokenizer, documents, *request, packed=settings.packed)
     else:
-        found, others = sampled_windows(tokenizer, corpus, *request, packed=settings.packed, progress=progress)
+        found, mapped = sampled_windows(tokenizer, corpus, *request, packed=settings.packed, progress=progress)
+        others = mapped.rows()
+        if len(others):  # a few that are in memory as well would bring all of them there
+            training = min(training, len(others))
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
     every = len(found) + len(others)
     fixed = min(len(found), every - min(training, every // 2))
@@ -80,7 +95,9 @@ def read_windows(
         raise LorashearError(
             f"the text has one window of {length} tokens, and none is left to train on; give more text"
         )
-    return Windows(calibration, guarding, evaluation, torch.cat([others, spare]) if len(spare) else others)
+    if mapped and len(others):
+        return Windows(calibration, guarding, evaluation, others, mapped)
+    return Windows(calibration, guarding, evaluation, torch.cat([others, spare]))
 
 
 def window_length(config: PreTrainedConfig, settings: Settings) -> int:

@@ -195,7 +195,8 @@ def _compile(
 def _job(run: Run, given: Given) -> str:
     """A hash of all that decides the result."""
     found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
-    for part in vars(run.windows).values() if run.windows else ():
+    windows = run.windows
+    for part in (windows.calibration, windows.guard, windows.evaluation, windows.training) if windows else ():
         found.update(str(tuple(part.shape)).encode())
         for rows in part.split(ROWS_AT_ONCE):  # they may be more than memory takes
             found.update(rows.long().contiguous().numpy().tobytes())

@@ -166,8 +166,8 @@ def train(
     """Train what is trainable in ``model``; which windows a step sees depends on the seed and the step alone.
 
     Args:
-        windows: token ids, int64 [windows, length], padded by `data.PADDING`; gone through again, in another order, when
-            all were seen.
+        windows: token ids [windows, length], int64 or narrower ones mapped from disk, padded by `data.PADDING`; gone through
+            again, in another order, when all were seen.
         teacher: the dense model, to stay close to; without it only text counts.
         companion: called after every step.
         snapshots: what an earlier run came to, which goes on, and where this one's states go. Where there are some, Ctrl-C and

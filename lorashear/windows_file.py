@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,6 +32,22 @@ CHARACTERS_PER_TOKEN = 5
 MOST_TOKENS_PER_BYTE = 4
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """Windows of ``length`` tokens in a file, from the one with the number ``first`` on."""
+
+    path: Path
+    dtype: np.dtype
+    length: int
+    first: int
+
+    def rows(self) -> torch.Tensor:
+        """A tensor [windows, length] not to be written to, of which memory holds what is being read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
+            return torch.from_numpy(np.memmap(self.path, self.dtype, "r").reshape(-1, self.length))[self.first :]
+
+
 def sampled_windows(
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
@@ -41,7 +58,7 @@ def sampled_windows(
     *,
     packed: bool = True,
     progress: Progress | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Mapped]:
     """What `data.windows_and_others` gives, of documents from all over a corpus that memory does not hold.
 
     Reading stops when there are enough. One thread reads and decodes while the tokenizer works, in threads of its own if it
@@ -53,8 +70,7 @@ def sampled_windows(
         progress: called with ("tokenise", windows done, windows asked for).
 
     Returns:
-        int64 [at most limit, length], in memory, and int16 or int32 [at most others, length], mapped from the file and not
-        to be written to. They share no document, or no piece of a long one (see `sampling`). Not packed, the second has so
+        int64 [at most limit, length], in memory, and where int16 or int32 [at most others, length] lie. They share no document, or no piece of a long one (see `sampling`). Not packed, the second has so
         many documents that they hold at least as many tokens as ``others`` full windows, where the corpus has as many.
 
     Raises:
@@ -73,8 +89,7 @@ def sampled_windows(
         if not corpus.datasets:  # of which nobody knows how large they are
             tokens = min(tokens, MOST_TOKENS_PER_BYTE * corpus.bytes)
         _write(path, _told(rows, limit + others, progress), dtype, tokens)
-    every = _mapped(path, dtype, length)
-    return every[:limit].long(), every[limit:]
+    return Mapped(path, dtype, length, 0).rows()[:limit].long(), Mapped(path, dtype, length, limit)
 
 
 def _joined(tokenizer: PreTrainedTokenizerBase, sample: Sample, length: int, count: int) -> Iterator[np.ndarray]:
@@ -167,13 +182,6 @@ def _write(path: Path, rows: Iterator[np.ndarray], dtype: np.dtype, tokens: int)
         for some in rows:
             file.write(some.astype(dtype))
         file.flush()
-
-
-def _mapped(path: Path, dtype: np.dtype, length: int) -> torch.Tensor:
-    """The file as a tensor [windows, length], of which memory holds what is being read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it must not be written to
-        return torch.from_numpy(np.memmap(path, dtype, "r").reshape(-1, length))
 
 
 def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:

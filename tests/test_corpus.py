@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,10 @@ def dealt(folder: Path, text: Path | str, **more: Any) -> Windows:
     return read_windows(folder, AutoConfig.from_pretrained(folder), [text], settings)
 
 
+def parts(windows: Windows) -> tuple[torch.Tensor, ...]:
+    return windows.calibration, windows.guard, windows.evaluation, windows.training
+
+
 @pytest.mark.usefixtures("large")
 class TestWindows:
     @pytest.mark.parametrize("packed", [True, False])
@@ -309,7 +314,9 @@ class TestWindows:
             calls.clear()
             two = dealt(folder, path, tokens=800)
             assert not calls
-            assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
+            assert (
+                all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True)) and one.mapped == two.mapped
+            )
         assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1
         for other in ({"tokens": 801}, {"tokens": 800, "seed": 1}, {"tokens": 800, "packed": False}):
             calls.clear()
@@ -345,8 +352,18 @@ class TestWindows:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.add_tokens([f"more{n}" for n in range(40_000)])
         corpus = Corpus.of(as_jsonl(tmp_path / "a.jsonl", ["more39999 w1 more3"] * 50))
-        found, others = sampled_windows(tokenizer, corpus, 4, 3, 5)
+        found, mapped = sampled_windows(tokenizer, corpus, 4, 3, 5)
+        others = mapped.rows()
         assert others.dtype == torch.int32 and found[0].tolist() == others[0].tolist() == [0, 40_095, 3, 99]
+
+    def test_another_process_maps_the_same_file(self, folder: Path, tmp_path: Path) -> None:
+        windows = dealt(folder, as_jsonl(tmp_path / "a.jsonl", numbered(3000)), tokens=10**4)
+        sent = pickle.dumps(windows)
+        assert len(sent) < len(pickle.dumps((windows.calibration, windows.guard, windows.evaluation))) + 1000
+        assert windows.training.nbytes > 10_000
+        got = pickle.loads(sent)
+        assert got.mapped == windows.mapped and torch.equal(got.training, windows.training)
+        assert got.training.dtype == torch.int16 and torch.equal(got.guard, windows.guard)
 
     def test_progress_is_told(self, folder: Path, tmp_path: Path) -> None:
         path = as_jsonl(tmp_path / "a.jsonl", numbered(3000))
@@ -432,7 +449,7 @@ class TestHub:
     def test_windows_of_it_are_kept(self, folder: Path, tmp_path: Path) -> None:
         one = dealt(folder, "owner/name:fine", tokens=160)
         two = dealt(folder, "owner/name:fine", tokens=160)
-        assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True)) and one.mapped == two.mapped
         assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1 and len(one.training) == 10
 
     def test_beside_files(self, tmp_path: Path) -> None:

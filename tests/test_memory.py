@@ -44,7 +44,7 @@ def dealt(cache):
     started = time.perf_counter()
     windows = calibration.read_windows(folder, config, [text], settings)
     seconds = time.perf_counter() - started
-    found = {name: part.tolist() for name, part in vars(windows).items() if name != "training"}
+    found = {name: part.tolist() for name, part in vars(windows).items() if name not in ("training", "mapped")}
     found |= {"training": list(windows.training.shape), "numbers": list(numbers(windows.training))}
     return found, seconds
 
