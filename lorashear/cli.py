@@ -54,8 +54,9 @@ def main() -> None:
             raise
         if debug:
             traceback.print_exc()
-        if not isinstance(error, launched.Ended):
-            print(f"lorashear: {sentence}", file=sys.stderr)
+        if isinstance(error, launched.Ended):
+            raise SystemExit(0) from None  # how it ended is for the first process to say
+        print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
     if code in (STOPPED, TERMINATED) and not launched.follower():
         on = "; --resume goes on from here" if arguments[0] in ("apply", "compile") else ""

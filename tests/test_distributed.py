@@ -124,6 +124,7 @@ def test_what_is_wrong_is_said_once(folder: Path, text: Path, tmp_path: Path) ->
         said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert said.count("lorashear: ") == 1 and "lorashear: cannot remove 99" in said, said
+    assert said.count("exitcode") == 1  # of the first process
     assert not list(tmp_path.iterdir())
 
 
