@@ -43,7 +43,7 @@ bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
 	$(BIN)/python tools/bench_apply.py
 
-bench-training: .venv/stamp  ## steps of LoRA, LHSPG and recovery side by side, at 104 M parameters; a quarter of an hour
+bench-training: .venv/stamp  ## steps of LoRA, LHSPG and recovery side by side, at 104 M parameters; ten minutes
 	$(BIN)/python tools/bench_training.py
 
 families: .venv/stamp  ## the theorem on every language model of transformers (docs/families.md); a quarter of an hour

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def _compile(
     with resumable_folder(
         target, job=_job(run, given), resume=resume, source=source.folder, overwrite=overwrite, bytes_needed=room
     ) as (folder, journal):
-        run = replaced(run, work=folder / WORK)
+        run = replaced(run, work=folder / WORK, saved=partial(journal.note, "training"))
         pruned = run.work / "pruned" if run.trains_after else folder
         try:
             if not journal.position("pruned"):
@@ -183,9 +183,8 @@ def _compile(
                 recover(run, pruned, folder)
                 journal.note("result", 1)
         except BaseException as error:
-            if step := run.snapshots.last()[0]:
-                journal.note("training", step)
-            elif isinstance(error, LorashearError):
+            wrong = isinstance(error, LorashearError) and not isinstance(error, launched.Lost)
+            if wrong and not run.snapshots.last()[0]:
                 journal.positions.clear()  # another try would come to the same
             raise
         shutil.rmtree(run.work, ignore_errors=True)

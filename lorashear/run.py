@@ -37,6 +37,8 @@ class Run:
     lora: Path | None = None
     windows: Windows | None = None
     work: Path = Path()
+    saved: Callable[[int], None] | None = None
+    """Called when a state of training is on disk, with its step."""
     processes: Processes = field(default_factory=Processes)
 
     def together(self, function: Callable[..., T], *arguments: Any, **here: Any) -> T:
@@ -44,7 +46,7 @@ class Run:
 
         ``here`` are arguments that this process alone has.
         """
-        told = replace(self, stage=Stages(), processes=Processes())
+        told = replace(self, stage=Stages(), saved=None, processes=Processes())
         self.processes.tell(_called, (function, told, arguments))
         return function(self, *arguments, **here)
 
@@ -57,7 +59,7 @@ class Run:
     def snapshots(self) -> Snapshots:
         """States of training."""
         steps, seconds = self.settings.saved_every
-        return Snapshots(self.work, steps, seconds)
+        return Snapshots(self.work, steps, seconds, self.saved)
 
     @property
     def criterion(self) -> str:

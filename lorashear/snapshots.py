@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class Snapshots:
     folder: Path
     steps: int | None = None
     seconds: float | None = 600.0
+    saved: Callable[[int], None] | None = None
+    """Called with the step of each that is on disk."""
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
@@ -57,6 +59,8 @@ class Snapshots:
             raise LorashearError(
                 f"the state of training cannot be written to '{self.folder}': {error}; make room there"
             ) from error
+        if self.saved:
+            self.saved(step)
         for old in self._files()[:-KEPT]:
             old.unlink()
         self._saved = time.monotonic()

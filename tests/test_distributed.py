@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import lorashear
+from lorashear.config import HOW
 from lorashear.output import WORK, unfinished
 from lorashear.processes import Processes
 from several import CASES, trained
@@ -104,7 +105,8 @@ def test_a_dead_one_ends_the_run_and_one_process_goes_on(
     assert "lorashear: process 0 of 2 has lost another one while" in said
     assert "go on from the last state with --resume" in said
     assert not out.exists() and len(list(log.parent.glob("step-*"))) == 2
-    compiled(folder, text, out, resume=True, **more)
+    less = {"fsdp": False, "micro_batch": 1, "gradient_checkpointing": True}  # as if memory had run out
+    compiled(folder, text, out, resume=True, **{**more, **less})
     assert same(out, compiled(folder, text, tmp_path / "alone", **more))
 
 
@@ -115,7 +117,7 @@ def test_the_command_line_with_two(folder: Path, text: Path, tmp_path: Path) -> 
         said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, said
     assert said.count(f"written to {out}") == 1 and said.count("1 read") == 1
-    assert same(out, compiled(folder, text, tmp_path / "alone", fsdp=True, gradient_checkpointing=True))
+    assert same(out, compiled(folder, text, tmp_path / "alone"))
 
 
 def test_what_is_wrong_is_said_once(folder: Path, text: Path, tmp_path: Path) -> None:
@@ -124,7 +126,6 @@ def test_what_is_wrong_is_said_once(folder: Path, text: Path, tmp_path: Path) ->
         said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert said.count("lorashear: ") == 1 and "lorashear: cannot remove 99" in said, said
-    assert said.count("exitcode") == 1  # of the first process
     assert not list(tmp_path.iterdir())
 
 
@@ -171,6 +172,7 @@ def same(first: Path, second: Path) -> bool:
     plans = [json.loads((each / "lorashear" / "plan.json").read_text()) for each in (first, second)]
     for plan in plans:
         plan["changed"] = sorted(plan["changed"])
+        plan["settings"] = {name: value for name, value in plan["settings"].items() if name not in HOW}
     assert plans[0] == plans[1]
     assert losses(first) == pytest.approx(losses(second), rel=1e-4)
     for file in first.rglob("*.safetensors"):
