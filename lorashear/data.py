@@ -24,6 +24,8 @@ DOCUMENTS_PER_CALL = 256
 CHARACTERS_PER_TOKEN = 16
 # What stands after the last token of a window that is a document of its own.
 PADDING = -1
+# A token n that is only read, as those of a question, stands in a window as READ - n: nothing is learned from telling it.
+READ = -2
 # Of windows that may lie on disk.
 ROWS_AT_ONCE = 4096
 
@@ -143,17 +145,30 @@ def _share(documents: Sequence[str], characters: int, random: np.random.Generato
 
 def inputs(rows: torch.Tensor) -> dict[str, Any]:
     """Windows as arguments of a model's forward: with a mask, and no longer than the longest, where some are padded."""
-    rows = rows.long()  # they may be narrower, where there are many (see `windows_file`)
-    inside = rows != PADDING
-    if bool(inside.all()):
-        return {"input_ids": rows, "use_cache": False}
-    longest = int(inside.sum(1).max())
-    mask = inside[:, :longest]
-    return {"input_ids": rows[:, :longest] * mask, "attention_mask": mask.long(), "use_cache": False}
+    rows = _trimmed(rows)
+    mask = rows != PADDING
+    given: dict[str, Any] = {"input_ids": torch.where(rows <= READ, READ - rows, rows) * mask, "use_cache": False}
+    return given if bool(mask.all()) else given | {"attention_mask": mask.long()}
+
+
+def wanted(rows: torch.Tensor) -> torch.Tensor:
+    """The token that each but the last of a window, as `inputs` has them, is to tell; -100 where none counts."""
+    following = _trimmed(rows)[:, 1:]
+    return following.masked_fill(following < 0, -100)
+
+
+def _trimmed(rows: torch.Tensor) -> torch.Tensor:
+    """Windows no longer than the longest; they may be of narrower integers, where there are many (see `windows_file`)."""
+    return rows[:, : int((rows != PADDING).sum(1).max())].long()
+
+
+def told(rows: torch.Tensor) -> int:
+    """How many tokens of windows are told by those before them."""
+    return sum(int((some[:, 1:] >= 0).sum()) for some in rows.split(ROWS_AT_ONCE))
 
 
 def tokens_in(rows: torch.Tensor) -> int:
-    """How many tokens windows hold, counted in parts: they may be more than memory takes."""
+    """How many tokens windows hold, those too that are only read; counted in parts: they may be more than memory takes."""
     return sum(int((some != PADDING).sum()) for some in rows.split(ROWS_AT_ONCE))
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lorashear.data import inputs
+from lorashear.data import inputs, wanted
 from lorashear.errors import LorashearError
-from lorashear_passes.walk import targets
 
 # A batch's logits are the largest tensor of an evaluation: at 128k pieces one token's are half a megabyte in fp32.
 LOGIT_BYTES = 512 * 2**20
@@ -59,7 +58,7 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None) -> Perplexity:
-    """Score every token of each window but the first, given those before it in the window.
+    """Score every token of each window but the first, and those that are only read, given those before it in the window.
 
     Args:
         model: a causal language model; it stays on its device and in its dtype, the loss is computed in fp32.
@@ -76,11 +75,10 @@ def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None
     total, tokens = 0.0, 0
     with evaluating(model) as device:
         for rows in windows.split(batch):
-            given = inputs(rows.to(device))
-            logits: torch.Tensor = model(**given).logits
-            wanted = targets(given)
-            total += _summed_nll(logits[:, :-1], wanted)
-            tokens += int((wanted >= 0).sum())
+            logits: torch.Tensor = model(**inputs(rows.to(device))).logits
+            targets = wanted(rows.to(device))
+            total += _summed_nll(logits[:, :-1], targets)
+            tokens += int((targets >= 0).sum())
             del logits  # or the next batch's would be made beside it
     nll = total / tokens
     return Perplexity(nll, tokens, math.exp(nll) if nll < 700 else math.inf)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorashear.data import inputs
-from lorashear_passes.walk import targets
+from lorashear.data import inputs, wanted
 
 STREAM = 10.0
 """Weight of the distance beside the divergence, when training begins; it fades with the square of what is left."""
@@ -46,17 +45,17 @@ def losses(model: torch.nn.Module, teacher: torch.nn.Module | None, rows: Tensor
     Without a teacher, the dense model, only that of the text; and no distance where the streams have other shapes.
     """
     given = inputs(rows)
-    wanted = targets(given)
+    targets = wanted(rows)
     ours = model(**given, output_hidden_states=teacher is not None)
     logits = ours.logits[:, :-1].float()
-    text = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    text = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     if teacher is None:
         return Losses(text)
     with torch.no_grad():
         theirs = teacher(**given, output_hidden_states=True)
         likely = theirs.logits[:, :-1].float().log_softmax(-1)
     divergence = functional.kl_div(logits.log_softmax(-1), likely, reduction="none", log_target=True)
-    told = wanted >= 0
+    told = targets >= 0
     mine, dense = (getattr(output, "hidden_states", None) or () for output in (ours, theirs))
     return Losses(text, divergence.sum(-1)[told].mean(), _distance(mine[1:], dense[1:], told))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lorashear import trainstate
-from lorashear.data import tokens_in
+from lorashear.data import tokens_in, told
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size
 from lorashear.losses import losses
@@ -256,13 +256,13 @@ def _backward(
     """Add the gradients of this process's share of a step, in as many parts as keep the logits small; the share's losses by
     name, and all together."""
     size = recipe.micro_batch or batch_size(rows.shape[1], _vocabulary(model))
-    every = _told(rows)
+    every = told(rows)
     found: dict[str, float] = defaultdict(float)
     for some, share in _dealt(rows, size, processes):
         with processes.accelerator.autocast():
             each = losses(model, teacher if recipe.distill else None, some.to(device))
         total = each.total(recipe.distill, done)
-        share = share * _told(some) / every
+        share = share * told(some) / every
         (total * share).backward()
         for name, value in {"loss": total, **vars(each)}.items():
             if value is not None:
@@ -278,11 +278,6 @@ def _dealt(rows: Tensor, size: int, processes: Processes) -> Iterator[tuple[Tens
     most = -(-len(rows) // processes.size)
     yield from parts
     yield from [(rows[:1], 0)] * (-(-most // size) - len(parts))
-
-
-def _told(rows: Tensor) -> int:
-    """Tokens that are told by those before them: all but the first of each window."""
-    return tokens_in(rows) - len(rows)
 
 
 def _added_up(parameters: list[torch.nn.Parameter], found: dict[str, float], processes: Processes) -> dict[str, Any]:

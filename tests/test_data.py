@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lorashear import data
-from lorashear.data import PADDING, inputs, pack, read_texts, tokens_in, windows, windows_and_others
+from lorashear.data import PADDING, READ, inputs, pack, read_texts, tokens_in, told, wanted, windows, windows_and_others
 from lorashear.errors import LorashearError
 
 BOS, EOS = 0, 1
@@ -255,3 +255,13 @@ class TestApart:
     def test_no_document_of_two_tokens(self) -> None:
         with pytest.raises(LorashearError, match="none of the first 2 documents has two tokens"):
             windows(letters(bos=False, eos=False), ["a", "b"], 4, packed=False)
+
+
+def test_tokens_that_are_only_read() -> None:
+    rows = torch.tensor([[READ - 0, READ - 7, 8, 9, PADDING], [0, 5, 6, PADDING, PADDING]])
+    given = inputs(rows)
+    assert given["input_ids"].tolist() == [[0, 7, 8, 9], [0, 5, 6, 0]]
+    assert given["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert wanted(rows).tolist() == [[-100, 8, 9], [5, 6, -100]]
+    assert told(rows) == 4 and tokens_in(rows) == 7
+    assert "attention_mask" not in inputs(rows[:1, :4])
