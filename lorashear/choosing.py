@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorashear import knowledge
+from lorashear import knowledge, transfer
 from lorashear.errors import LorashearError
 from lorashear.lora import Adapter
 from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
-from lorashear.run import Run
+from lorashear.run import Compilation
 from lorashear.storage import Storage
 from lorashear.stored import take
-from lorashear.transfer import transfer
 from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.oneshot import Outcome, compress
@@ -33,7 +32,7 @@ class Choice:
     record: dict[str, Any] | None = None
 
 
-def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
+def choose(run: Compilation, groups: Groups, dense: Any, contents: str) -> Choice:
     """Rank and remove, by the settings of the run.
 
     Args:
@@ -49,12 +48,14 @@ def choose(run: Run, groups: Groups, dense: Any, contents: str) -> Choice:
         outcome = _one_shot(run, groups, dense, contents)
     if not settings.lhspg or windows is None:
         return Choice(outcome, run.lora)
-    with run.stage("transfer"):
-        moved = run.together(transfer, outcome.split.widths, dense=dense, groups=groups)
-    return Choice(replace(outcome, removed=moved.removed, weights=moved.weights), run.work, moved.record)
+    with run.stage(transfer.STAGE):
+        moved = run.together(transfer.transfer, outcome.split.widths, dense=dense, groups=groups)
+    return Choice(
+        replace(outcome, removed=moved.removed, weights=moved.weights), run.place(transfer.STAGE), moved.record
+    )
 
 
-def _one_shot(run: Run, groups: Groups, model: Any, contents: str) -> Outcome:
+def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Outcome:
     settings, windows = run.settings, run.windows
     chosen = groups.only(settings.prune)
     if not chosen:

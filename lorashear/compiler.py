@@ -20,7 +20,6 @@ from lorashear import adapters, checkpoint, evaluate, launched, models, results,
 from lorashear.calibration import GUARD_SHARE, read_windows, window_length
 from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
-from lorashear.data import ROWS_AT_ONCE
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.loading import check_usable, load
@@ -28,8 +27,9 @@ from lorashear.output import WORK, check_target, check_unfinished, resumable_fol
 from lorashear.plans import Plan
 from lorashear.processes import Processes
 from lorashear.recovery import recover
-from lorashear.run import Run
+from lorashear.run import Compilation
 from lorashear.stages import Progress, Say, Stages
+from lorashear.subsets import Sources, Text, named
 from lorashear.training import Step
 
 
@@ -62,7 +62,8 @@ def compile(
     ratio: float,
     out: str | Path | None = None,
     *,
-    text: Sequence[str | Path] | str | Path = (),
+    text: Text = (),
+    instruct: Sequence[str | Path] | str | Path = (),
     lora: str | Path | None = None,
     tokenizer: Any = None,
     revision: str | None = None,
@@ -82,7 +83,9 @@ def compile(
         model: a folder, a hub id, or a transformers model or PeftModel (then ``tokenizer`` is needed to use text).
         out: the result folder; a temporary one where it is left out.
         text: to calibrate and train on: .txt, .jsonl or .parquet files, folders of such files, or datasets of a hub, as
-            owner/name, owner/name:config or owner/name:config:split; without text structures are ranked by magnitude.
+            owner/name, owner/name:config or owner/name:config:split; without text structures are ranked by magnitude. With
+            names, as NAME=FILE or in a mapping, they are subsets, of which training draws those that have lost most.
+        instruct: instruction data for the last part of the training (see `lorashear.instructions`), as such files or datasets.
         lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
@@ -100,11 +103,15 @@ def compile(
     trackers.check(report_to)
     if report_to and wanted.one_shot:
         raise LorashearError("report_to hands on the steps of training, and one_shot has none: leave one of them out")
-    texts = [text] if isinstance(text, str | Path) else list(text)
+    texts = named(text)
+    told = [instruct] if isinstance(instruct, str | Path) else list(instruct)
     if not texts and wanted.tokens:
         raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")
     if not texts and wanted.criterion not in (None, "magnitude", "random"):
         raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
+    if told and not (wanted.tokens and texts):
+        missing = "text to calibrate on: pass text (--text FILE)" if wanted.tokens else "tokens (--tokens N)"
+        raise LorashearError(f"instruct is what to train on at last, and there is no {missing}")
     processes = Processes(wanted.device)
     if processes.size > 1 and out is None:
         raise LorashearError("several processes write into a folder that out names: pass out (--out DIR)")
@@ -126,10 +133,9 @@ def compile(
         check_unfinished(target, resume=resume)
         own = Path(lora) if lora is not None else None
         with trackers.Trackers(report_to, target) as reported:
-            told = (stepped, reported) if stepped else (reported,)
-            stages = Stages(say, progress, told=told)
-            run = Run(source, name, wanted, stages, trust_remote_code, own, processes=processes)
-            return _compile(run, target, texts, overwrite, resume, estimated)
+            stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
+            run = Compilation(source, name, wanted, stages, trust_remote_code, own, processes=processes)
+            return _compile(run, target, texts, told, overwrite, resume, estimated)
 
 
 def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path | None:
@@ -153,9 +159,10 @@ def _saved(model: torch.nn.Module, tokenizer: Any, folder: Path) -> Path | None:
 
 
 def _compile(
-    run: Run,
+    run: Compilation,
     target: Path,
-    texts: list[str | Path],
+    texts: Sources,
+    instruct: list[str | Path],
     overwrite: bool,
     resume: bool,
     estimated: Callable[[Estimate], None] | None,
@@ -167,38 +174,35 @@ def _compile(
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
         given = read(source, twin, run.lora)
-        windows = read_windows(source.folder, config, texts, settings, stage.progress) if texts else None
+        windows = read_windows(source.folder, config, texts, settings, stage.progress, instruct) if texts else None
         run = replaced(run, windows=windows)
-    room = source.bytes * (2 if run.trains_after else 1)
+    room = source.bytes * (2 if run.recovers else 1)
     with resumable_folder(
         target, job=_job(run, given), resume=resume, source=source.folder, overwrite=overwrite, bytes_needed=room
     ) as (folder, journal):
         run = replaced(run, work=folder / WORK, saved=partial(journal.note, "training"))
-        pruned = run.work / "pruned" if run.trains_after else folder
+        pruned = run.work / "pruned" if run.recovers else folder
         try:
             if not journal.position("pruned"):
                 prune(run, twin, given, pruned)
                 journal.note("pruned", 1)
-            if run.trains_after and not journal.position("result"):
-                recover(run, pruned, folder)
+            if run.recovers and not journal.position("result"):
+                recover(run, pruned, folder, results.read(pruned)[1])
                 journal.note("result", 1)
         except BaseException as error:
             wrong = isinstance(error, LorashearError) and not isinstance(error, launched.Lost)
-            if wrong and not run.snapshots.last()[0]:
+            if wrong and not journal.position("training"):
                 journal.positions.clear()  # another try would come to the same
             raise
         shutil.rmtree(run.work, ignore_errors=True)
     return CompileResult(target, *results.read(target))
 
 
-def _job(run: Run, given: Given) -> str:
+def _job(run: Compilation, given: Given) -> str:
     """A hash of all that decides the result."""
     found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
-    windows = run.windows
-    for part in (windows.calibration, windows.guard, windows.evaluation, windows.training) if windows else ():
-        found.update(str(tuple(part.shape)).encode())
-        for rows in part.split(ROWS_AT_ONCE):  # they may be more than memory takes
-            found.update(rows.long().contiguous().numpy().tobytes())
+    if run.windows:
+        found.update(run.windows.digest().encode())
     found.update(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}).encode())
     return found.hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a user can ask of `compile`: one dataclass behind the function and the command line."""
+"""What a user can ask of `compile` and `recover`: the dataclasses behind the functions and the command line."""
 
 from __future__ import annotations
 
@@ -13,49 +13,38 @@ CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")
 ADAPTER = ("merge", "keep")
 POLICIES = ("decay", "half-space")
 COSTS = ("parameters", "bytes", "flops", "latency")
+MIXTURES = ("dynamic", "static")
 HOW = ("save_every", "micro_batch", "gradient_checkpointing", "fsdp")
 """Settings that the result does not depend on, but for the order in which floats are added up."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 BATCH = 8
 """Windows a training step."""
+DISTILL = 0.8
+"""Share of the training loss that is the distance from the dense model, where that is there."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The words and defaults of `lorashear compile`.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The words and defaults of `lorashear recover`.
 
     Raises:
         LorashearError: a value makes no sense; the sentence names it.
     """
 
-    ratio: float  # share of all parameters to remove, tied ones counted once
-    cost: str = "parameters"  # or the share of the bytes on disk, of the FLOPs or of the measured seconds a token
-    one_shot: bool = False  # no training
     tokens: int | None = (
         None  # to train on, those of the text that nothing else uses, again and again where it is short
     )
-    per_layer: bool = False  # widths may differ between layers
-    prune: tuple[str, ...] = ("head", "query", "ffn")  # kinds of structures
-    round_to: int = 1  # MLP and hidden widths are multiples of this
-    criterion: str | None = None  # by default obs with text, magnitude without
-    compensate: bool = True  # refit by least squares where there is text
-    unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only, where by
-    # default it is tried whether to keep those before the knee
-    lhspg: float = (
-        0.0  # share of the tokens in which structures fade, to be cut when all is trained; 0: cut, then trained
-    )
-    periods: int = 1  # of LHSPG: a part of the structures starts to fade in each
-    policy: str = "decay"  # of LHSPG: all that fades by one ramp; "half-space": each structure as the loss lets it
-    warm_up: float = 0.0  # share of LHSPG's steps before anything fades
+    mixture: str = "dynamic"  # what has lost most is drawn most; "static": all subsets of the text alike
+    tuning: float = 0.25  # share of the tokens, the last ones, that go to instruction data where there is some
+    replay: float = 0.5  # share of those that are still of the text
     learning_rate: float | None = None  # by default from the model's width
     batch: int = BATCH  # windows a training step, of all processes together
     micro_batch: int | None = None  # of them at once in each process; by default as many as keep the logits small
     gradient_checkpointing: bool = False  # activations are computed twice, and take less memory
     fsdp: bool = False  # each process holds a part of the weights while it trains
     rank: int = 16  # of the LoRA adapters that are trained
-    distill: float = 0.8  # share of the training loss that is the distance from the dense model
+    distill: float = DISTILL  # share of the training loss that is the distance from the dense model
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
-    windows: int = 128  # calibration windows
     packed: bool = (
         True  # documents stand on end, are cut into windows, and attention crosses their boundaries; False: one
     )
@@ -80,6 +69,58 @@ class Settings:
 
     def __post_init__(self) -> None:
         _ = self.saved_every
+        if self.tokens is not None and self.tokens < 1:
+            raise LorashearError(f"tokens is {self.tokens}; training needs 1 or more")
+        if self.mixture not in MIXTURES:
+            raise LorashearError(f"mixture is {self.mixture}; there are {', '.join(MIXTURES)}")
+        if not 0 < self.tuning < 1:
+            raise LorashearError(f"tuning is {self.tuning:g}; it is a share of the tokens, between 0 and 1")
+        if not 0 <= self.replay < 1:
+            raise LorashearError(f"replay is {self.replay:g}; it is a share of the tokens, 0 or more and under 1")
+        if self.context is not None and self.context < 8:
+            raise LorashearError(f"context is {self.context}; a window needs 8 tokens or more")
+        if self.shard_bytes < 1:
+            raise LorashearError(f"shard_bytes is {self.shard_bytes}; a weights file has 1 or more")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise LorashearError(f"learning_rate is {self.learning_rate:g}; it lies between 0 and 1")
+        if self.batch < 1:
+            raise LorashearError(f"batch is {self.batch}; a step has 1 window or more")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise LorashearError(f"micro_batch is {self.micro_batch}; a forward has 1 window or more")
+        if self.rank < 1:
+            raise LorashearError(f"rank is {self.rank}; an adapter has 1 or more")
+        if not 0 <= self.distill <= 1:
+            raise LorashearError(f"distill is {self.distill:g}; it is a share of the loss, from 0 to 1")
+        if self.adapter not in ADAPTER:
+            raise LorashearError(f"adapter is {self.adapter}; there are {', '.join(ADAPTER)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Training):
+    """The words and defaults of `lorashear compile`.
+
+    Raises:
+        LorashearError: a value makes no sense; the sentence names it.
+    """
+
+    ratio: float  # share of all parameters to remove, tied ones counted once
+    cost: str = "parameters"  # or the share of the bytes on disk, of the FLOPs or of the measured seconds a token
+    one_shot: bool = False  # no training
+    per_layer: bool = False  # widths may differ between layers
+    prune: tuple[str, ...] = ("head", "query", "ffn")  # kinds of structures
+    round_to: int = 1  # MLP and hidden widths are multiples of this
+    criterion: str | None = None  # by default obs with text, magnitude without
+    compensate: bool = True  # refit by least squares where there is text
+    unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only, where by
+    # default it is tried whether to keep those before the knee
+    lhspg: float = 0.0  # share of the tokens of text in which structures fade before they are cut; 0: cut, then trained
+    periods: int = 1  # of LHSPG: a part of the structures starts to fade in each
+    policy: str = "decay"  # of LHSPG: all that fades by one ramp; "half-space": each structure as the loss lets it
+    warm_up: float = 0.0  # share of LHSPG's steps before anything fades
+    windows: int = 128  # calibration windows
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio < 1:
             raise LorashearError(f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1")
         if self.cost not in COSTS:
@@ -99,10 +140,6 @@ class Settings:
             )
         if self.windows < 1:
             raise LorashearError(f"windows is {self.windows}; calibration needs 1 or more")
-        if self.context is not None and self.context < 8:
-            raise LorashearError(f"context is {self.context}; a window needs 8 tokens or more")
-        if self.shard_bytes < 1:
-            raise LorashearError(f"shard_bytes is {self.shard_bytes}; a weights file has 1 or more")
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
         if self.tokens is None and not self.one_shot:
@@ -111,10 +148,8 @@ class Settings:
             )
         if self.tokens is not None and self.one_shot:
             raise LorashearError("tokens asks for training, and one_shot for none: pass one of them")
-        if self.tokens is not None and self.tokens < 1:
-            raise LorashearError(f"tokens is {self.tokens}; training needs 1 or more")
-        if not 0 <= self.lhspg < 1:
-            raise LorashearError(f"lhspg is {self.lhspg:g}; it is a share of the tokens, 0 or more and under 1")
+        if not 0 <= self.lhspg <= 1:
+            raise LorashearError(f"lhspg is {self.lhspg:g}; it is a share of the tokens, from 0 to 1")
         if self.lhspg and self.tokens is None:
             raise LorashearError("lhspg is a share of the tokens to train on: pass tokens (--tokens N)")
         if self.periods < 1:
@@ -123,15 +158,3 @@ class Settings:
             raise LorashearError(f"policy is {self.policy}; there are {', '.join(POLICIES)}")
         if not 0 <= self.warm_up < 1:
             raise LorashearError(f"warm_up is {self.warm_up:g}; it is a share of LHSPG's steps, 0 or more and under 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise LorashearError(f"learning_rate is {self.learning_rate:g}; it lies between 0 and 1")
-        if self.batch < 1:
-            raise LorashearError(f"batch is {self.batch}; a step has 1 window or more")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise LorashearError(f"micro_batch is {self.micro_batch}; a forward has 1 window or more")
-        if self.rank < 1:
-            raise LorashearError(f"rank is {self.rank}; an adapter has 1 or more")
-        if not 0 <= self.distill <= 1:
-            raise LorashearError(f"distill is {self.distill:g}; it is a share of the loss, from 0 to 1")
-        if self.adapter not in ADAPTER:
-            raise LorashearError(f"adapter is {self.adapter}; there are {', '.join(ADAPTER)}")

@@ -20,7 +20,7 @@ from lorashear.folder import wanted_slice, write_folder
 from lorashear.lora import Adapter
 from lorashear.planning import lower
 from lorashear.plans import Plan
-from lorashear.run import Run
+from lorashear.run import Compilation
 from lorashear.storage import Storage
 from lorashear.training import LOG
 from lorashear_passes.compose import compose
@@ -52,7 +52,7 @@ def read(source: Checkpoint, twin: PreTrainedModel, lora: Path | None) -> Given:
     return Given(storage, contents, adapter)
 
 
-def prune(run: Run, twin: PreTrainedModel, given: Given, folder: Path) -> None:
+def prune(run: Compilation, twin: PreTrainedModel, given: Given, folder: Path) -> None:
     """Write what a run makes without training after the cut, with its plan, report and card, into ``folder``.
 
     Raises:
@@ -89,11 +89,11 @@ def prune(run: Run, twin: PreTrainedModel, given: Given, folder: Path) -> None:
 
 
 def _sliced(
-    run: Run, plan: Plan, choice: Choice, replace: Mapping[str, np.ndarray], twin: PreTrainedModel, folder: Path
+    run: Compilation, plan: Plan, choice: Choice, replace: Mapping[str, np.ndarray], twin: PreTrainedModel, folder: Path
 ) -> Plan:
     """Write what the plan makes of the source, and of what stands beside it; the plan with all hashes."""
     trained = recovery.opened(choice.adapter, run.source, twin) if choice.adapter else None
-    merge = run.settings.adapter == "merge" and not run.trains_after
+    merge = run.settings.adapter == "merge" and not run.recovers
     most = run.settings.shard_bytes
     wanted = wanted_slice(plan, run.source, replace=replace, shard_bytes=most, merged=trained if merge else None)
     kept = None if merge else trained
@@ -106,7 +106,7 @@ def _sliced(
     return recovery.noted(plan, folder, {n: new for n, new in left.items() if new is not None}) if merge else plan
 
 
-def _recorded(run: Run) -> dict[str, Any]:
+def _recorded(run: Compilation) -> dict[str, Any]:
     """The settings for the plan."""
     settings = {**asdict(run.settings), "prune": list(run.settings.prune)}
     return {**settings, "criterion": run.criterion, "text": run.windows is not None}

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lorashear.data import inputs, wanted
+from lorashear.data import inputs, told, wanted
 from lorashear.errors import LorashearError
+from lorashear.processes import Processes
 
 # A batch's logits are the largest tensor of an evaluation: at 128k pieces one token's are half a megabyte in fp32.
 LOGIT_BYTES = 512 * 2**20
@@ -47,14 +48,23 @@ class Speed:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
     """Evaluation mode without gradients for a while; every module gets its own mode back. Gives the model's device."""
+    with _evaluation(model), torch.inference_mode():
+        yield _device(model)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield next((p.device for p in model.parameters()), torch.device("cpu"))
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None) -> Perplexity:
@@ -82,6 +92,20 @@ def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None
             del logits  # or the next batch's would be made beside it
     nll = total / tokens
     return Perplexity(nll, tokens, math.exp(nll) if nll < 700 else math.inf)
+
+
+def mean_loss(model: nn.Module, windows: torch.Tensor, processes: Processes) -> float:
+    """The mean negative log-likelihood of tokens that are told, in nats, by all processes together, each for its share."""
+    size = batch_size(windows.shape[1], _vocabulary(model, windows))
+    found = torch.zeros(2, dtype=torch.float64)
+    # no_grad: weights that sharding gathers in inference mode would be no use to training afterwards
+    with _evaluation(model), torch.no_grad(), processes.accelerator.autocast():
+        for rows, counts in processes.dealt(windows, size):
+            rows = rows.to(_device(model))
+            loss = _summed_nll(model(**inputs(rows)).logits[:, :-1], wanted(rows))
+            found += counts * torch.tensor([loss, told(rows)], dtype=torch.float64)
+    total, tokens = processes.summed(found).tolist()
+    return total / tokens
 
 
 def batch_size(length: int, vocabulary: int) -> int:

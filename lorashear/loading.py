@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lorashear import checkpoint
-from lorashear.config import Settings
+from lorashear.config import Training
 from lorashear.errors import LorashearError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,14 +27,14 @@ def load(model: str | Path, *, revision: str | None = None) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
-def working_copy(folder: Path, *, settings: Settings, trust_remote_code: bool = False) -> torch.nn.Module:
+def working_copy(folder: Path, *, settings: Training, trust_remote_code: bool = False) -> torch.nn.Module:
     """The model to compute with, in memory and in eval mode: on a CPU in float32, which it is fast in."""
     dtype = DTYPES[settings.dtype] if settings.dtype else torch.float32 if settings.device == "cpu" else "auto"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     return model.eval().to(settings.device)  # pyright: ignore
 
 
-def check_usable(settings: Settings) -> None:
+def check_usable(settings: Training) -> None:
     """Refuse a device or dtype that torch does not know or have: LorashearError."""
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise LorashearError(f"dtype is {settings.dtype}; there are {', '.join(DTYPES)}")

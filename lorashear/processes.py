@@ -90,6 +90,14 @@ class Processes:
             dist.all_gather_object(found, value)
         return found
 
+    def dealt(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
+        """This process's windows, at most so many at once, each with 1; every process gets as many parts, so that sharded
+        weights are gathered as often in each, and one that is there for that alone has 0."""
+        parts = [(part, 1) for part in rows[self.rank :: self.size].split(size) if len(part)]
+        most = -(-len(rows) // self.size)
+        yield from parts
+        yield from [(rows[:1], 0)] * (-(-most // size) - len(parts))
+
     @contextmanager
     def others(self, doing: str) -> Iterator[None]:
         """Where the others are waited for: that one of them has died is told in a sentence."""

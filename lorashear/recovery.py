@@ -1,8 +1,12 @@
-"""Recovery: a pruned result learns again what it lost, through LoRA, beside the dense model that it came from."""
+"""Recovery: a pruned result learns again what it lost, through LoRA, beside the dense model that it came from.
+
+First on text, whose subsets are drawn by what each has lost; then, where there are instructions, on those and some of the text.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,63 +15,107 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lorashear import curves, models, recipes, results, training
+from lorashear import budget, curves, models, recipes, results, training
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import Settings
+from lorashear.config import Training
+from lorashear.evaluate import mean_loss
 from lorashear.folder import BESIDE, write_adapter, write_folder
 from lorashear.lora import Adapter
+from lorashear.mixture import Mixture
 from lorashear.plans import Plan
 from lorashear.run import Run
 from lorashear.slicing import Slice
 from lorashear.storage import Storage
 from lorashear.training import LOG, Left
 
+ALIKE = "without a dense model nothing says what a subset has lost: all are drawn alike"
 
-def recover(run: Run, pruned: Path, folder: Path) -> None:
+
+def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> None:
     """Train a pruned result on the text of a run, and write what it becomes, with plan, report and card, into ``folder``.
+
+    ``before`` is the report of the result as it is.
 
     Raises:
         LorashearError: the loss stops being a number.
     """
     settings, stage = run.settings, run.stage
-    plan, before = results.read(pruned)
+    plan, _ = results.read(pruned)
     with stage("train"):
         left = sum(map(len, plan.removed.values())), before["parameters"]["after"]
         record = run.together(train, pruned, left=lambda: left)
     with stage("merge" if settings.adapter == "merge" else "keep"):
-        plan = write(plan, pruned, run.work, settings, folder, partial(stage.progress, "merge"))
+        adapter = run.place(record["stages"][-1]["name"])
+        plan = write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
+        logs = [run.place(each["name"]) / LOG for each in record["stages"]]
+        curves.keep(_joined([pruned / "lorashear" / LOG, *logs], run.work / LOG), folder / "lorashear")
     with stage("evaluate"):
         after = run.judged(run.pruned(folder))
-    results.write(results.trained(before, run, plan, record, after), plan, folder)
+    results.write(results.recovered(before, run, plan, record, after), plan, folder)
 
 
 def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
-    """Train a pruned result, and leave the adapter in the run's folder for work; what was done, for the report.
+    """Train a pruned result, stage by stage, and leave each one's adapter in its place; what was done, for the report.
 
     ``left`` is for `training.adapt`.
     """
+    settings, windows = run.settings, run.windows
+    assert windows is not None
+    model = run.sharded(run.learner(pruned, pruned / BESIDE))
+    dense = run.dense()
+    teacher = run.sharded(dense) if settings.distill and dense is not None else None
+    lost = _losses(run, dense) if dense is not None else None
+    del dense
+    done: list[dict[str, Any]] = []
+    for stage in budget.stages(settings, windows):
+        recipe = recipes.recipe(settings, model, stage.steps)
+        recipe = replace(recipe, before=stage.before, schedule=stage.before + stage.steps)
+        dynamic = settings.mixture == "dynamic"
+        mixture = Mixture(stage.subsets, recipe, fixed=stage.fixed, dense=lost, dynamic=dynamic)
+        record = training.adapt(
+            model,
+            mixture,
+            run.place(stage.name),
+            partial(run.stage.stepped, stage.name),
+            teacher=teacher,
+            snapshots=run.snapshots(stage.name),
+            left=left,
+            processes=run.processes,
+        )
+        done.append({"name": stage.name, **record})
+    return {
+        "dense": run.name if lost is not None else None,
+        "why": "" if lost is not None else ALIKE,
+        "dense_loss": lost,
+        "subsets": [subset.name for subset in windows.every],
+        "stages": done,
+    }
+
+
+def _losses(run: Run, dense: Any) -> dict[str, float]:
+    """Of the dense model, in nats a token, on what is held out of each subset."""
     assert run.windows is not None
-    windows = run.windows.training
-    small = run.learner(pruned)
-    recipe = recipes.recipe(run.settings, small, windows)
-    return training.adapt(
-        run.sharded(small),
-        windows,
-        recipe,
-        run.work,
-        partial(run.stage.stepped, "train"),
-        teacher=run.teacher(),
-        snapshots=run.snapshots,
-        left=left,
-        processes=run.processes,
-    )
+    held = {subset.name: subset.heldout for subset in run.windows.every}
+    return {name: mean_loss(dense, rows, run.processes) for name, rows in held.items() if len(rows)}
+
+
+def _joined(logs: list[Path], target: Path) -> Path:
+    """The logs of stages of training, those that there are, as one whose steps count on."""
+    steps = 0
+    lines: list[str] = []
+    for log in logs:
+        each = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        lines += [json.dumps({**line, "step": steps + line["step"]}) + "\n" for line in each]
+        steps += len(each)
+    target.write_text("".join(lines), encoding="utf-8")
+    return target
 
 
 def write(
     plan: Plan,
     pruned: Path,
     adapter: Path,
-    settings: Settings,
+    settings: Training,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
@@ -85,7 +133,6 @@ def write(
         folder,
         progress=progress,
     )
-    curves.keep(adapter / LOG, folder / "lorashear")
     if merge:
         source = {new: name for name, new in plan.names.items() if new is not None}
         return noted(plan, folder, {source.get(name, name): name for name in found.adapted})

@@ -16,16 +16,18 @@ from lorashear.evaluate import Perplexity
 from lorashear.folder import write_json
 from lorashear.plans import Plan
 from lorashear.report import layer_widths
-from lorashear.run import Run
+from lorashear.run import Compilation, Run
 from lorashear.storage import Storage
 from lorashear_ir.groups import Groups
 from lorashear_passes.oneshot import Outcome
 
 REPORT = Path("lorashear") / "report.json"
+OF_A_STAGE = ("name", "measured", "stopped", "before", "schedule")
+"""What is told of each stage of training, and not of all together."""
 
 
 def content(
-    run: Run,
+    run: Compilation,
     storage: Storage,
     groups: Groups,
     counted: Groups,
@@ -71,21 +73,25 @@ def content(
     }
 
 
-def trained(
+def recovered(
     before: Mapping[str, Any], run: Run, plan: Plan, record: Mapping[str, Any], after: Perplexity | None
 ) -> dict[str, Any]:
     """The report of a run that trained a pruned result, whose own report was ``before``."""
     perplexity = before["perplexity"]
     if perplexity and after:
-        perplexity = {"before": perplexity["before"], "pruned": perplexity["after"], **perplexity}
-        perplexity["after"] = after.perplexity
+        perplexity = {**perplexity, "pruned": perplexity["after"], "after": after.perplexity}
+    done = [before["training"] or {}, *record["stages"]]
+    how = {name: value for each in done[::-1] for name, value in each.items() if name not in OF_A_STAGE}
+    training = {**how, **{name: sum(each.get(name, 0) for each in done) for name in ("steps", "tokens")}}
     return {
         **before,
         "changed": sorted(plan.changed),
         "perplexity": perplexity,
-        "training": record,
+        "training": training,
+        "recovery": record,
         "seconds": {**before["seconds"], **run.stage.seconds},
         "peak_bytes": {**before["peak_bytes"], **run.stage.peak_bytes},
+        "settings": {**before["settings"], **asdict(run.settings)},
     }
 
 

@@ -1,4 +1,4 @@
-"""One run of `compile`: what it works on and with, for every step of it."""
+"""One run of `compile` or `recover`: what it works on and with, for every step of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from lorashear import adapters, attaching, evaluate, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import Settings
+from lorashear.config import Settings, Training
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.processes import Processes
@@ -26,12 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """``lora`` is the folder of an adapter that belongs to the model; ``windows`` is None without text; ``work`` is a folder
-    for what is gone at the end, and goes on from where it was if the run is stopped."""
+    """``source`` is the dense model, None where that is not there, and ``name`` what it is called; ``lora`` is the folder of an
+    adapter that belongs to it; ``windows`` is None without text; ``work`` is a folder for what is gone at the end, and goes on
+    from where it was if the run is stopped."""
 
-    source: Checkpoint
+    source: Checkpoint | None
     name: str
-    settings: Settings
+    settings: Training
     stage: Stages
     trust_remote_code: bool
     lora: Path | None = None
@@ -50,45 +51,30 @@ class Run:
         self.processes.tell(_called, (function, told, arguments))
         return function(self, *arguments, **here)
 
-    @property
-    def trains_after(self) -> bool:
-        """Whether it is the pruned model that is trained."""
-        return self.settings.tokens is not None and not self.settings.lhspg
+    def place(self, stage: str) -> Path:
+        """The folder of a stage of training: its states, its log, its adapter."""
+        return self.work / stage
 
-    @property
-    def snapshots(self) -> Snapshots:
-        """States of training."""
+    def snapshots(self, stage: str) -> Snapshots:
+        """States of a stage of training."""
         steps, seconds = self.settings.saved_every
-        return Snapshots(self.work, steps, seconds, self.saved)
+        return Snapshots(self.place(stage), steps, seconds, self.saved)
 
-    @property
-    def criterion(self) -> str:
-        """By which structures are ranked."""
-        return self.settings.criterion or ("obs" if self.windows is not None else "magnitude")
-
-    @property
-    def surgery(self) -> Surgery:
-        """How structures are ranked, and the rest refitted."""
-        return Surgery(self.criterion, self.settings.compensate, seed=self.settings.seed)
-
-    def dense(self) -> Any:
+    def dense(self) -> Any | None:
         """The dense model, to compute with; an adapter that belongs to it is merged."""
+        if self.source is None:
+            return None
         base, lora = self._base(self.source.folder), self.lora
         return adapters.merged(adapters.carrying(base, lora)) if lora else base
-
-    def teacher(self, dense: Any = None) -> Any | None:
-        """The dense model to stay close to, in training; ``dense`` where it lies here already."""
-        return self.sharded(self.dense() if dense is None else dense) if self.settings.distill else None
 
     def pruned(self, folder: Path) -> Any:
         """A result, to compute with; an adapter that lies beside it is put on."""
         base, lora = self._base(folder), folder / BESIDE
         return adapters.carrying(base, lora) if lora.is_dir() else base
 
-    def learner(self, folder: Path | None = None) -> Any:
-        """A result, or the dense model, with an adapter to train: the one that it has, or a fresh one."""
-        lora = folder / BESIDE if folder else self.lora
-        base = self._base(folder or self.source.folder)
+    def learner(self, folder: Path, lora: Path | None) -> Any:
+        """A model with an adapter to train: the one that belongs to it, where there is one, or a fresh one."""
+        base = self._base(folder)
         if lora and lora.is_dir():
             found: Any = adapters.carrying(base, lora, trainable=True)
         else:
@@ -114,6 +100,30 @@ class Run:
         """Perplexity on the windows that nothing else uses; None where there are none."""
         windows = self.windows
         return evaluate.perplexity(model, windows.evaluation) if windows and len(windows.evaluation) else None
+
+
+@dataclass(frozen=True)
+class Compilation(Run):
+    """Of `compile`, whose dense model is always there."""
+
+    source: Checkpoint
+    settings: Settings
+
+    @property
+    def recovers(self) -> bool:
+        """Whether it is the pruned model that is trained, at last."""
+        tuned = self.windows is not None and self.windows.instructions is not None
+        return self.settings.tokens is not None and (self.settings.lhspg < 1 or tuned)
+
+    @property
+    def criterion(self) -> str:
+        """By which structures are ranked."""
+        return self.settings.criterion or ("obs" if self.windows is not None else "magnitude")
+
+    @property
+    def surgery(self) -> Surgery:
+        """How structures are ranked, and the rest refitted."""
+        return Surgery(self.criterion, self.settings.compensate, seed=self.settings.seed)
 
 
 def _called(processes: Processes, function: Callable[..., Any], run: Run, arguments: tuple[Any, ...]) -> None:

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from lorashear import trainstate
 from lorashear.data import tokens_in, told
 from lorashear.errors import LorashearError
-from lorashear.evaluate import batch_size
+from lorashear.evaluate import batch_size, mean_loss
 from lorashear.losses import losses
+from lorashear.mixture import Measured, Mixture
 from lorashear.processes import Processes
 from lorashear.recipes import Recipe
 from lorashear.seeding import seeded
@@ -46,6 +48,7 @@ class Step:
     distance: float | None = None
     removed: int | None = None  # structures that are gone
     parameters: int | None = None  # of the model as it would be if it were cut now, without the adapter
+    measured: Measured | None = None  # of the subsets, where a stretch of training ends or the first one begins
 
 
 class Companion(Protocol):
@@ -74,8 +77,7 @@ LOG = "training.jsonl"
 
 def adapt(
     model: Any,
-    windows: Tensor,
-    recipe: Recipe,
+    mixture: Mixture,
     folder: Path,
     shown: Shown,
     *,
@@ -96,11 +98,10 @@ def adapt(
         What was done, for the report.
     """
     processes = processes or Processes()
-    with _logged(folder, recipe.steps, shown, left) as stepped:
+    with _logged(folder, mixture, shown, left) as stepped:
         train(
             model,
-            windows,
-            recipe,
+            mixture,
             teacher=teacher,
             companion=companion,
             snapshots=snapshots,
@@ -110,12 +111,18 @@ def adapt(
     trained = {name: full(value.detach()) for name, value in model.named_parameters() if value.requires_grad}
     if processes.main:
         model.save_pretrained(folder, state_dict=trained)
-    tokens = round(recipe.steps * recipe.batch * tokens_in(windows) / len(windows))
-    return {**asdict(recipe), "tokens": tokens, "windows": len(windows)}
+    return {
+        **asdict(mixture.recipe),
+        "steps": mixture.last,
+        "tokens": mixture.tokens,
+        "windows": sum(len(subset.training) for subset in mixture.subsets),
+        "stopped": mixture.stopped,
+        "measured": [asdict(measured) for measured in mixture.measured],
+    }
 
 
 @contextmanager
-def _logged(folder: Path, steps: int, shown: Shown, left: Left | None) -> Iterator[Callable[[Step], None]]:
+def _logged(folder: Path, mixture: Mixture, shown: Shown, left: Left | None) -> Iterator[Callable[[Step], None]]:
     """Each step that is given becomes a line of the log in the folder, behind those of the steps before it, and is shown."""
     with ExitStack() as stack:
         log: TextIO | None = None
@@ -127,7 +134,7 @@ def _logged(folder: Path, steps: int, shown: Shown, left: Left | None) -> Iterat
                 step = replace(step, removed=removed, parameters=parameters)
             log = log or stack.enter_context(_behind(folder / LOG, step.step))
             print(json.dumps(asdict(step)), file=log, flush=True)
-            shown(step, steps)
+            shown(step, mixture.last)
 
         yield stepped
 
@@ -154,8 +161,7 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def train(
     model: torch.nn.Module,
-    windows: Tensor,
-    recipe: Recipe,
+    mixture: Mixture,
     *,
     teacher: torch.nn.Module | None = None,
     companion: Companion | None = None,
@@ -163,11 +169,9 @@ def train(
     stepped: Callable[[Step], None] | None = None,
     processes: Processes | None = None,
 ) -> None:
-    """Train what is trainable in ``model``; which windows a step sees depends on the seed and the step alone.
+    """Train what is trainable in ``model`` on what the mixture draws, until that ends.
 
     Args:
-        windows: token ids [windows, length], int64 or narrower ones mapped from disk, padded by `data.PADDING`; gone through
-            again, in another order, when all were seen.
         teacher: the dense model, to stay close to; without it only text counts.
         companion: called after every step.
         snapshots: what an earlier run came to, which goes on, and where this one's states go. Where there are some, Ctrl-C and
@@ -179,7 +183,7 @@ def train(
     Raises:
         LorashearError: nothing is trainable, or the loss stops being a number; the adapters are then as they last were good.
     """
-    processes = processes or Processes()
+    processes, recipe = processes or Processes(), mixture.recipe
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
     device = parameters[0].device
@@ -194,22 +198,27 @@ def train(
             companion.start(done, state)
         if done:
             trainstate.restore(model, optimizer, processes, state)
+        measure = partial(mean_loss, model, processes=processes)
+        mixture.start(done, measure, state)
         good = [p.detach().clone() for p in parameters]
-        for step, rows in islice(enumerate(recipe.batches(windows), 1), done, None):
+        for step in count(done + 1):
+            if step > mixture.last:
+                break
             started = time.perf_counter()
-            rate = recipe.rate_at(step)
+            rows = mixture.draw()
+            rate = recipe.rate_at(step) * mixture.cooled(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            with processes.others(f"computing step {step} of {recipe.steps}"):
-                found = _backward(model, teacher, rows, recipe, (step - 1) / recipe.steps, device, processes)
+            with processes.others(f"computing step {step} of {mixture.last}"):
+                found = _backward(model, teacher, rows, recipe, recipe.done(step), device, processes)
                 found = _added_up(parameters, found, processes)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             if not math.isfinite(found["loss"]) or not math.isfinite(full(norm).item()):
                 for parameter, value in zip(parameters, good, strict=True):
                     parameter.data.copy_(value)
                 raise LorashearError(
-                    f"the loss is not a number at step {step} of {recipe.steps}, at a learning rate of {rate:.1e}: "
+                    f"the loss is not a number at step {step} of {mixture.last}, at a learning rate of {rate:.1e}: "
                     "pass a smaller one (--learning-rate)"
                 )
             for parameter, value in zip(parameters, good, strict=True):
@@ -218,13 +227,16 @@ def train(
             if companion:
                 companion(step)
             seconds = time.perf_counter() - started
+            mixture.after(step, measure)
             if stepped:
-                stepped(Step(step, rate=rate, speed=tokens_in(rows) / seconds, **found))
+                speed = tokens_in(rows) / seconds
+                stepped(Step(step, rate=rate, speed=speed, measured=mixture.news(step), **found))
             if snapshots and asked:
-                due = asked.number is not None or snapshots.due(step) or step == recipe.steps
+                due = asked.number is not None or snapshots.due(step) or step == mixture.last
                 asked.number, due = _together(asked.number, due, processes)
                 if due:
-                    state = trainstate.read(model, optimizer, processes) | (companion.state() if companion else {})
+                    state = trainstate.read(model, optimizer, processes) | mixture.state()
+                    state |= companion.state() if companion else {}
                     if processes.main:
                         snapshots.save(step, state)
                 asked.act()
@@ -258,7 +270,7 @@ def _backward(
     size = recipe.micro_batch or batch_size(rows.shape[1], _vocabulary(model))
     every = told(rows)
     found: dict[str, float] = defaultdict(float)
-    for some, share in _dealt(rows, size, processes):
+    for some, share in processes.dealt(rows, size):
         with processes.accelerator.autocast():
             each = losses(model, teacher if recipe.distill else None, some.to(device))
         total = each.total(recipe.distill, done)
@@ -268,16 +280,6 @@ def _backward(
             if value is not None:
                 found[name] += value.item() * share
     return found
-
-
-def _dealt(rows: Tensor, size: int, processes: Processes) -> Iterator[tuple[Tensor, int]]:
-    """This process's windows of a step, at most so many at once, each with 1; every process gets as many parts, so that
-    sharded weights are gathered as often in each, and one that is there for that alone has 0."""
-    mine = rows[processes.rank :: processes.size]
-    parts = [(part, 1) for part in mine.split(size) if len(part)]
-    most = -(-len(rows) // processes.size)
-    yield from parts
-    yield from [(rows[:1], 0)] * (-(-most // size) - len(parts))
 
 
 def _added_up(parameters: list[torch.nn.Parameter], found: dict[str, float], processes: Processes) -> dict[str, Any]:

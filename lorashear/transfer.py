@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from lorashear import models, recipes, training
+from lorashear import budget, models, recipes, training
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
 from lorashear.lora import PREFIX
-from lorashear.run import Run
+from lorashear.mixture import Mixture
+from lorashear.run import Compilation
 from lorashear.sharding import SharedWeights, full
 from lorashear_ir.groups import Group, Groups
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
+
+STAGE = "transfer"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Transferred:
     """What was done, for the report."""
 
 
-def transfer(run: Run, widths: Mapping[str, int], dense: Any = None, groups: Groups | None = None) -> Transferred:
+def transfer(
+    run: Compilation, widths: Mapping[str, int], dense: Any = None, groups: Groups | None = None
+) -> Transferred:
     """Train the adapter of the dense model while its groups fade to ``widths``, and save it into the run's folder for work.
 
     Args:
@@ -43,24 +48,25 @@ def transfer(run: Run, widths: Mapping[str, int], dense: Any = None, groups: Gro
     """
     settings, windows = run.settings, run.windows
     assert windows is not None
-    model = run.learner()
-    recipe = recipes.recipe(settings, model, windows.training)
-    schedule = _schedule(settings, recipe.steps)
+    model = learner(run)
+    steps, every = budget.transferred(settings, windows), budget.on_text(settings, windows)
+    recipe = replace(recipes.recipe(settings, model, steps), schedule=every)
+    schedule = _schedule(settings, steps)
+    mixture = Mixture(budget.unwatched(windows.subsets), recipe)
     chosen = _reached(model, widths)
     calibration = run.batches(model, windows.calibration)
-    weights = SharedWeights(run.sharded(model), run.processes, run.learner)
+    weights = SharedWeights(run.sharded(model), run.processes, partial(learner, run))
     kept = {PREFIX + name: width for name, width in widths.items()}
     lhspg = Lhspg(model, chosen, kept, calibration, schedule, run.surgery, weights)
     try:
         record = training.adapt(
             model,
-            windows.training,
-            recipe,
-            run.work,
-            partial(run.stage.stepped, "transfer"),
-            teacher=run.teacher(dense),
+            mixture,
+            run.place(STAGE),
+            partial(run.stage.stepped, STAGE),
+            teacher=run.sharded(run.dense() if dense is None else dense) if settings.distill else None,
             companion=lhspg,
-            snapshots=run.snapshots,
+            snapshots=run.snapshots(STAGE),
             processes=run.processes,
             left=(lambda: _left(groups, _named(lhspg.gone))) if groups is not None else None,
         )
@@ -72,9 +78,13 @@ def transfer(run: Run, widths: Mapping[str, int], dense: Any = None, groups: Gro
     return Transferred(_named(lhspg.removed), changed, record | {"lhspg": asdict(schedule)})
 
 
-def _schedule(settings: Settings, every: int) -> Schedule:
-    """Warm-up and periods, in a share of all steps; those that are left go on at zero."""
-    steps = round(settings.lhspg * every)
+def learner(run: Compilation) -> Any:
+    """The dense model with the adapter that is trained."""
+    return run.learner(run.source.folder, run.lora)
+
+
+def _schedule(settings: Settings, steps: int) -> Schedule:
+    """Warm-up and periods; steps that are left go on at zero."""
     warm_up = round(settings.warm_up * steps)
     length = (steps - warm_up) // settings.periods
     if length < 1:

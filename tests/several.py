@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from lorashear import models, sharding, training
 from lorashear.adapters import quiet
+from lorashear.mixture import Mixture
 from lorashear.processes import Processes
 from lorashear.sharding import SharedWeights, full
 from lorashear_passes.lhspg import Lhspg, Schedule
@@ -54,8 +55,7 @@ def trained(processes: Processes, form: str, how: str, dtype: str) -> dict[str, 
     text = torch.cat([batch["input_ids"] for batch in batches(4)])
     training.train(
         model,
-        text,
-        training.Recipe(STEPS, 1e-2, batch=3, micro_batch=1),
+        Mixture.of(text, training.Recipe(STEPS, 1e-2, batch=3, micro_batch=1)),
         teacher=teacher,
         companion=companion,
         stepped=lambda step: steps.append({"loss": step.loss, "text": step.text}),

@@ -262,11 +262,11 @@ class TestSampling:
 
 def dealt(folder: Path, text: Path | str, **more: Any) -> Windows:
     settings = Settings(ratio=0.5, windows=8, context=16, **more)
-    return read_windows(folder, AutoConfig.from_pretrained(folder), [text], settings)
+    return read_windows(folder, AutoConfig.from_pretrained(folder), {"text": [text]}, settings)
 
 
 def parts(windows: Windows) -> tuple[torch.Tensor, ...]:
-    return windows.calibration, windows.guard, windows.evaluation, windows.training
+    return windows.calibration, windows.guard, windows.evaluation, windows.subsets[0].training
 
 
 @pytest.mark.usefixtures("large")
@@ -279,18 +279,20 @@ class TestWindows:
         path = FORMATS[ending](tmp_path / f"a.{ending}", numbered(6000, 30 if packed else 10))
         without = dealt(folder, path, one_shot=True, packed=packed)
         windows = dealt(folder, path, tokens=40 * 16, packed=packed)
-        assert len(windows.training) >= 40 and not len(without.training)
-        assert windows.training.dtype == torch.int16 and tokens_in(windows.training) >= 40 * 16
+        assert len(windows.subsets[0].training) >= 40 and not len(without.subsets[0].training)
+        assert windows.subsets[0].training.dtype == torch.int16 and tokens_in(windows.subsets[0].training) >= 40 * 16
         for use in ("calibration", "guard", "evaluation"):
             assert getattr(windows, use).dtype == torch.int64
             assert torch.equal(getattr(windows, use), getattr(without, use))
-        rows = torch.cat([windows.calibration, windows.guard, windows.evaluation, windows.training])
+        rows = torch.cat([windows.calibration, windows.guard, windows.evaluation, windows.subsets[0].training])
         assert len(rows.unique(dim=0)) == len(rows)
         assert packed == bool((rows != PADDING).all())
 
     def test_a_short_text_is_shared_half_and_half(self, folder: Path, tmp_path: Path) -> None:
         windows = dealt(folder, as_jsonl(tmp_path / "a.jsonl", numbered(40)), tokens=10_000)
-        parts = [len(part) for part in (windows.calibration, windows.guard, windows.evaluation, windows.training)]
+        parts = [
+            len(part) for part in (windows.calibration, windows.guard, windows.evaluation, windows.subsets[0].training)
+        ]
         assert parts[3] == sum(parts) // 2 and min(parts) >= 1
         with pytest.raises(LorashearError, match="^the text does not fill one context of 16 tokens; give more text$"):
             dealt(folder, as_jsonl(tmp_path / "b.jsonl", ["w1 w2"]), tokens=100)
@@ -360,16 +362,20 @@ class TestWindows:
         windows = dealt(folder, as_jsonl(tmp_path / "a.jsonl", numbered(3000)), tokens=10**4)
         sent = pickle.dumps(windows)
         assert len(sent) < len(pickle.dumps((windows.calibration, windows.guard, windows.evaluation))) + 1000
-        assert windows.training.nbytes > 10_000
+        assert windows.subsets[0].training.nbytes > 10_000
         got = pickle.loads(sent)
-        assert got.mapped == windows.mapped and torch.equal(got.training, windows.training)
-        assert got.training.dtype == torch.int16 and torch.equal(got.guard, windows.guard)
+        assert got.subsets[0].mapped == windows.subsets[0].mapped and torch.equal(
+            got.subsets[0].training, windows.subsets[0].training
+        )
+        assert got.subsets[0].training.dtype == torch.int16 and torch.equal(got.guard, windows.guard)
 
     def test_progress_is_told(self, folder: Path, tmp_path: Path) -> None:
         path = as_jsonl(tmp_path / "a.jsonl", numbered(3000))
         told: list[tuple[str, int, int]] = []
         settings = Settings(ratio=0.5, windows=8, context=16, tokens=160)
-        read_windows(folder, AutoConfig.from_pretrained(folder), [path], settings, lambda *each: told.append(each))
+        read_windows(
+            folder, AutoConfig.from_pretrained(folder), {"text": [path]}, settings, lambda *each: told.append(each)
+        )
         total = 8 + 2 + -(-32_768 // 15) + 10
         assert told[-1] == ("tokenise", total, total) and told == sorted(told) and len(told) > 1
 
@@ -450,7 +456,7 @@ class TestHub:
         one = dealt(folder, "owner/name:fine", tokens=160)
         two = dealt(folder, "owner/name:fine", tokens=160)
         assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True)) and one.mapped == two.mapped
-        assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1 and len(one.training) == 10
+        assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1 and len(one.subsets[0].training) == 10
 
     def test_beside_files(self, tmp_path: Path) -> None:
         path = as_jsonl(tmp_path / "a.jsonl", ["one"])

@@ -94,7 +94,7 @@ def test_a_dead_one_ends_the_run_and_one_process_goes_on(
     more: dict[str, Any], folder: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    log = unfinished(out) / WORK / "training.jsonl"
+    log = unfinished(out) / WORK / "corpora" / "training.jsonl"
     with launched("-m", "lorashear", *words(folder, text, out, **more)) as process:
         while not log.exists() or log.read_bytes().count(b"\n") < 5:
             assert process.poll() is None, process.communicate()[0]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
 from lorashear import attaching, models, training
+from lorashear.mixture import Mixture
 from lorashear.run import Run
 from lorashear.verifying import verify
 from lorashear_passes.gates import Gates
@@ -50,7 +51,7 @@ def begun(
 def trained(model: Any, lhspg: Lhspg, steps: int, micro_batch: int | None = None) -> None:
     windows = torch.cat([batch["input_ids"] for batch in batches(8)])
     recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0, micro_batch=micro_batch)
-    training.train(model, windows, recipe, companion=lhspg)
+    training.train(model, Mixture.of(windows, recipe), companion=lhspg)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -294,10 +295,17 @@ def test_compile_slices_what_was_trained(
     prune: tuple[str, ...],
     adapter: str,
 ) -> None:
-    """The folder computes what the dense model did when everything had faded and all was trained."""
+    """The cut model begins recovery as what the dense one was when everything had faded, and ends it as what the folder is."""
     held: list[Any] = []
+    begun: list[torch.Tensor] = []
     learner = Run.learner
-    monkeypatch.setattr(Run, "learner", lambda *given: held.append(learner(*given)) or held[-1])
+
+    def kept(*given: Any) -> Any:
+        held.append(learner(*given))
+        begun.append(logits(held[-1]))
+        return held[-1]
+
+    monkeypatch.setattr(Run, "learner", kept)
     result = lorashear.compile(
         exact,
         0.3,
@@ -321,8 +329,14 @@ def test_compile_slices_what_was_trained(
         "policy": "half-space" if per_layer else "decay",
     }
     small = result.model if adapter == "merge" else PeftModel.from_pretrained(result.model, result.folder / "adapter")
-    want, got = logits(held[0]), logits(small)
-    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+    faded, recovered = (logits(each) for each in held)
+    for got, want in ((begun[1], faded), (logits(small), recovered)):
+        assert (got - want).abs().max() < 1e-4 * want.abs().max()
+    assert (faded - recovered).abs().max() > 1e-2 * faded.abs().max()
+    stages = result.report["recovery"]["stages"]
+    assert [(each["name"], each["steps"], each["before"], each["schedule"]) for each in stages] == [
+        ("corpora", 6, 6, 12)
+    ]
     assert "bit for bit as planned" in verify(exact, result.folder)[0]
     log = (result.folder / "lorashear" / "training.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 13))
@@ -332,7 +346,7 @@ def test_compile_slices_what_was_trained(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"lhspg": 1.0}, "lhspg is 1; it is a share of the tokens, 0 or more and under 1"),
+        ({"lhspg": 1.5}, "lhspg is 1.5; it is a share of the tokens, from 0 to 1"),
         ({"lhspg": 0.5, "periods": 0}, "periods is 0; LHSPG has 1 or more"),
         ({"lhspg": 0.5, "policy": "jump"}, "policy is jump; there are decay, half-space"),
         ({"lhspg": 0.5, "warm_up": -0.5}, "warm_up is -0.5; it is a share of LHSPG's steps, 0 or more and under 1"),

@@ -42,10 +42,11 @@ def numbers(rows):  # documents begin with the boundary, 0, and four words that 
 def dealt(cache):
     os.environ["LORASHEAR_CACHE"] = cache
     started = time.perf_counter()
-    windows = calibration.read_windows(folder, config, [text], settings)
+    windows = calibration.read_windows(folder, config, {"text": [text]}, settings)
     seconds = time.perf_counter() - started
-    found = {name: part.tolist() for name, part in vars(windows).items() if name not in ("training", "mapped")}
-    found |= {"training": list(windows.training.shape), "numbers": list(numbers(windows.training))}
+    found = {name: getattr(windows, name).tolist() for name in ("calibration", "guard", "evaluation")}
+    training = windows.subsets[0].training
+    found |= {"training": list(training.shape), "numbers": list(numbers(training))}
     return found, seconds
 
 torch.ones(100, 100) @ torch.ones(100, 100)

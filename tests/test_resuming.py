@@ -22,6 +22,7 @@ import lorashear
 from lorashear import models, training
 from lorashear.adapters import quiet
 from lorashear.cli import TERMINATED, main
+from lorashear.mixture import Mixture
 from lorashear.output import WORK, unfinished
 from lorashear.snapshots import Snapshots
 from lorashear.stopping import deferred
@@ -66,7 +67,7 @@ def run(form: str, snapshots: Snapshots | None = None, kill: int = 0, number: in
     recipe = training.Recipe(STEPS, 1e-2, batch=3)
     text = torch.cat([batch["input_ids"] for batch in batches(4)])
     more: Any = {"teacher": random_llama("tied"), "companion": companion, "snapshots": snapshots, "stepped": stepped}
-    training.train(model, text, recipe, **more)
+    training.train(model, Mixture.of(text, recipe), **more)
     return model, steps
 
 
@@ -203,7 +204,7 @@ def stopped(
 
 def struck(arguments: list[str], out: Path, number: signal.Signals) -> tuple[int, str]:
     """What a Python process returns and says that gets a signal when it has trained five steps."""
-    log = unfinished(out) / WORK / "training.jsonl"
+    log = unfinished(out) / WORK / "corpora" / "training.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, *arguments], env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not log.exists() or log.read_bytes().count(b"\n") < 5:
@@ -268,7 +269,7 @@ def test_the_command_line_stops_and_goes_on(
     code, said = struck(["-m", "lorashear", *words], out, signal.SIGTERM)
     assert code == TERMINATED
     assert "lorashear: stopped; nothing was written under the final name; --resume goes on from here" in said
-    work = unfinished(out) / WORK
+    work = unfinished(out) / WORK / "corpora"
     steps = (work / "training.jsonl").read_text().count("\n")
     assert [path.name for path in work.glob("step-*")] == [f"step-{steps:08}.safetensors"]
     monkeypatch.setattr("sys.argv", ["lorashear", *words, "--resume"])
@@ -276,7 +277,7 @@ def test_the_command_line_stops_and_goes_on(
         main()
     assert done.value.code == 0 and f"written to {out}" in capsys.readouterr().out
     assert (out / "lorashear" / "training.jsonl").read_text().count("\n") == 23
-    assert not work.parent.exists()
+    assert not work.parent.parent.exists()
 
 
 @pytest.mark.parametrize("every", ["0", "5 minutes", "1.5h", "", "-3"])

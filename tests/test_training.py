@@ -24,6 +24,7 @@ from lorashear.config import Settings
 from lorashear.data import PADDING
 from lorashear.evaluate import perplexity
 from lorashear.losses import STREAM, losses
+from lorashear.mixture import Mixture
 from lorashear.verifying import verify
 from lorashear_passes.walk import heldout_loss
 from test_theorem import random_llama
@@ -44,7 +45,9 @@ def trained(
 ) -> tuple[torch.nn.Module, list[training.Step]]:
     model = attaching.attach(random_llama("tied"), rank=recipe.rank, seed=recipe.seed)
     steps: list[training.Step] = []
-    training.train(model, windows() if text is None else text, recipe, teacher=teacher, stepped=steps.append)
+    training.train(
+        model, Mixture.of(windows() if text is None else text, recipe), teacher=teacher, stepped=steps.append
+    )
     return model, steps
 
 
@@ -97,7 +100,8 @@ def test_the_same_seed_trains_the_same_and_another_does_not() -> None:
 def test_every_window_is_seen_once_before_any_is_seen_again() -> None:
     recipe = training.Recipe(7, 1.0, batch=3, seed=5)
     rows = torch.arange(10)[:, None].expand(10, 4)
-    seen = torch.cat([batch[:, 0] for batch in recipe.batches(rows)]).tolist()
+    mixture = Mixture.of(rows, recipe)
+    seen = torch.cat([mixture.draw()[:, 0] for _ in range(7)]).tolist()
     assert len(seen) == 21
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
     assert seen[:10] != seen[10:20]
@@ -111,7 +115,7 @@ def test_a_model_beside_itself_has_no_divergence() -> None:
     other = different()
     model, steps = trained(training.Recipe(1, 1e-9, rank=2, distill=0.25), other)
     p, q = (m(input_ids=windows()).logits[:, :-1].log_softmax(-1) for m in (other, model))
-    batch = next(training.Recipe(1, 1.0).batches(torch.arange(16)[:, None]))[:, 0]
+    batch = Mixture.of(torch.arange(16)[:, None], training.Recipe(1, 1.0)).draw()[:, 0]
     assert steps[0].divergence == pytest.approx((p.exp() * (p - q)).sum(-1)[batch].mean().item(), rel=1e-4)
     streams = (m(input_ids=windows()[batch], output_hidden_states=True).hidden_states for m in (other, model))
     relative = [
@@ -192,7 +196,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_adapters() -> None:
 
     sentence = r"the loss is not a number at step 4 of 9, at a learning rate of 8\.5e-03: pass a smaller one"
     with pytest.raises(lorashear.LorashearError, match=sentence):
-        training.train(model, windows(), training.Recipe(9, 1e-2, distill=0.0), stepped=stepped)
+        training.train(model, Mixture.of(windows(), training.Recipe(9, 1e-2, distill=0.0)), stepped=stepped)
     assert all(torch.equal(p, kept[1][name]) for name, p in adapters(model).items())
 
 
@@ -201,7 +205,7 @@ def test_nothing_to_train() -> None:
     with pytest.raises(
         lorashear.LorashearError, match="LlamaForCausalLM has nothing trainable: put a LoRA adapter on it"
     ):
-        training.train(model, windows(), training.Recipe(1, 1e-2))
+        training.train(model, Mixture.of(windows(), training.Recipe(1, 1e-2)))
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +348,7 @@ def test_the_command_line_says_the_same(
 def dealt(folder: Path, documents: list[str], tmp_path: Path, **more: int | bool) -> Windows:
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     settings = Settings(ratio=0.5, windows=8, context=16, **more)  # type: ignore[arg-type]
-    return read_windows(folder, AutoConfig.from_pretrained(folder), [tmp_path / "text.txt"], settings)
+    return read_windows(folder, AutoConfig.from_pretrained(folder), {"text": [tmp_path / "text.txt"]}, settings)
 
 
 def stories(count: int, words: int = 40) -> list[str]:
@@ -359,16 +363,18 @@ def test_training_takes_no_window_from_any_other_use(folder: Path, tmp_path: Pat
     documents = stories(count)
     without = dealt(folder, documents, tmp_path, one_shot=True)
     windows = dealt(folder, documents, tmp_path, tokens=40 * 16)
-    assert len(windows.training) == 40 and not len(without.training)
+    assert len(windows.subsets[0].training) == 40 and not len(without.subsets[0].training)
     for use in ("calibration", "guard", "evaluation"):
         assert torch.equal(getattr(windows, use), getattr(without, use))
-    rows = torch.cat([windows.calibration, windows.guard, windows.evaluation, windows.training])
+    rows = torch.cat([windows.calibration, windows.guard, windows.evaluation, windows.subsets[0].training])
     assert len(rows.unique(dim=0)) == len(rows)
 
 
 def test_a_short_text_is_shared_half_and_half(folder: Path, tmp_path: Path) -> None:
     windows = dealt(folder, stories(20), tmp_path, tokens=10_000)
-    parts = [len(part) for part in (windows.calibration, windows.guard, windows.evaluation, windows.training)]
+    parts = [
+        len(part) for part in (windows.calibration, windows.guard, windows.evaluation, windows.subsets[0].training)
+    ]
     assert sum(parts) == 20 * 41 // 16 and parts[3] == sum(parts) // 2 and min(parts) >= 1
     with pytest.raises(
         lorashear.LorashearError, match="the text has one window of 16 tokens, and none is left to train"

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorashear import attaching, models, training
 from lorashear.config import BATCH
+from lorashear.mixture import Mixture
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 
@@ -103,7 +104,7 @@ def stepping(args: argparse.Namespace, carrying: Any, **more: Any) -> Callable[[
 
     def step() -> float:
         found: list[float] = []
-        training.train(carrying, windows, recipe, stepped=lambda each: found.append(each.speed), **more)
+        training.train(carrying, Mixture.of(windows, recipe), stepped=lambda each: found.append(each.speed), **more)
         return found[-1]
 
     return step

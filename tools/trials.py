@@ -23,6 +23,7 @@ import lorashear
 from lorashear import attaching, data, recipes, training
 from lorashear.config import BATCH
 from lorashear.evaluate import perplexity
+from lorashear.mixture import Mixture
 from subjects import CONTEXT, TEST, Subject
 
 DENSE, ADAPTED = "dense", "dense + LoRA"
@@ -88,7 +89,7 @@ def _model(trial: Trial, tokenizer: Any, packed: bool) -> Any:
     if trial.row == ADAPTED:
         windows, steps = text(trial, tokenizer, settings["tokens"])
         carrying = attaching.attach(dense, rank=16, seed=trial.seed)
-        training.train(carrying, windows, training.Recipe(steps, rate, distill=0.0, seed=trial.seed))
+        training.train(carrying, Mixture.of(windows, training.Recipe(steps, rate, distill=0.0, seed=trial.seed)))
         return carrying
     tokens, through = settings.pop("tokens"), settings.pop("through", None)
     settings |= {"one_shot": tokens is None, "learning_rate": rate, "text": subject.text["train"]}

@@ -1,0 +1,75 @@
+"""What the tokens of a run are spent on, as steps: knowledge transfer, recovery on text, instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lorashear.calibration import Subset, Windows
+from lorashear.config import Settings, Training
+from lorashear.data import tokens_in, told
+
+CORPORA, TUNING = "corpora", "instructions"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of recovery: ``fixed`` are shares of subsets that do not change; ``before`` its steps come others of one
+    schedule, that of the learning rate."""
+
+    name: str
+    subsets: tuple[Subset, ...]
+    steps: int
+    fixed: Mapping[str, float]
+    before: int = 0
+
+
+def stages(settings: Training, windows: Windows) -> list[Stage]:
+    """Of recovery: the text, and then, where there are instructions, those with some of the text, so that the second stage does
+    not undo the first."""
+    found: list[Stage] = []
+    before = transferred(settings, windows) if isinstance(settings, Settings) else 0
+    if windows.subsets and (steps := on_text(settings, windows) - before):
+        found.append(Stage(CORPORA, windows.subsets, steps, {}, before))
+    if windows.instructions:
+        fixed = {windows.instructions.name: 1 - settings.replay if windows.subsets else 1.0}
+        subsets = windows.every if settings.replay else (windows.instructions,)
+        tokens = _tokens(settings) * (settings.tuning if windows.subsets else 1.0)
+        found.append(Stage(TUNING, subsets, _steps(tokens, settings.batch, _shares(subsets, fixed)), fixed))
+    return found
+
+
+def on_text(settings: Training, windows: Windows) -> int:
+    """Steps on text alone, those of transfer among them."""
+    tokens = _tokens(settings) * (1 - settings.tuning if windows.instructions else 1.0)
+    return _steps(tokens, settings.batch, _shares(windows.subsets, {}))
+
+
+def transferred(settings: Settings, windows: Windows) -> int:
+    """Steps in which LHSPG trains the dense model."""
+    return round(settings.lhspg * on_text(settings, windows))
+
+
+def unwatched(subsets: Sequence[Subset]) -> list[Subset]:
+    """The subsets with nothing held out to be measured on."""
+    return [replace(subset, heldout=subset.heldout[:0]) for subset in subsets]
+
+
+def _tokens(settings: Training) -> int:
+    assert settings.tokens is not None
+    return settings.tokens
+
+
+def _shares(subsets: Sequence[Subset], fixed: Mapping[str, float]) -> list[tuple[Subset, float]]:
+    """Each subset's share of the tokens that are told, where none has lost more than another."""
+    free = sum(subset.name not in fixed for subset in subsets)
+    rest = 1 - sum(fixed.values())
+    return [(subset, fixed.get(subset.name, rest / max(1, free))) for subset in subsets]
+
+
+def _steps(tokens: float, batch: int, shares: Sequence[tuple[Subset, float]]) -> int:
+    """How many steps read so many tokens; at least one."""
+    lengths = [(told(s.training) / len(s.training), tokens_in(s.training) / len(s.training)) for s, _ in shares]
+    drawn = [share / out for (out, _), (_, share) in zip(lengths, shares, strict=True)]
+    mean = sum(windows * read for windows, (_, read) in zip(drawn, lengths, strict=True)) / sum(drawn)
+    return max(1, round(tokens / (batch * mean)))

@@ -1,0 +1,4 @@
+from typing import Any
+
+
+def instruction_windows(tokenizer: Any, paths: Any, length: int) -> Any: ...
