@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lorashear.models import groups, trace
     from lorashear.plans import Plan, plan
     from lorashear.pruning import prune
+    from lorashear.recoverer import recover
     from lorashear_ir.groups import Group, Groups
     from lorashear_ir.text import parse
 
@@ -40,6 +41,7 @@ _HOMES = {
     "parse": "lorashear_ir.text",
     "plan": "lorashear.plans",
     "prune": "lorashear.pruning",
+    "recover": "lorashear.recoverer",
     "trace": "lorashear.models",
 }
 _PACKAGES = {"ir": "lorashear_ir", "passes": "lorashear_passes"}
@@ -60,6 +62,7 @@ __all__ = [
     "passes",
     "plan",
     "prune",
+    "recover",
     "trace",
 ]
 

@@ -6,30 +6,55 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorashear import launched, stopping
 from lorashear.errors import Fault, LorashearError
+from lorashear.options import (
+    TEXT,
+    Apart,
+    AsJson,
+    Batch,
+    Checkpointing,
+    Context,
+    Device,
+    Distill,
+    Dtype,
+    Fsdp,
+    HowAdapter,
+    Instruct,
+    LearningRate,
+    MicroBatch,
+    Mixture,
+    Model,
+    Out,
+    Overwrite,
+    Rank,
+    Remote,
+    Replay,
+    ReportTo,
+    Resume,
+    Revision,
+    SaveEvery,
+    Seed,
+    ShardSize,
+    Text,
+    Tokens,
+    Tuning,
+)
 from lorashear.terminal import Terminal
 
 if TYPE_CHECKING:
     from lorashear.estimate import Estimate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-Model = Annotated[str, typer.Argument(help="folder or hub id")]
-Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
-ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
-TEXT = typer.Option(
-    help=".txt, .jsonl or .parquet files, folders of them, or hub datasets as owner/name[:config[:split]]; give it once for each"
-)
 TERMINATED = 143  # for SIGTERM
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def main() -> None:
@@ -59,7 +84,7 @@ def main() -> None:
         print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
     if code in (STOPPED, TERMINATED) and not launched.follower():
-        on = "; --resume goes on from here" if arguments[0] in ("apply", "compile") else ""
+        on = "; --resume goes on from here" if arguments[0] in ("apply", "compile", "recover") else ""
         print(f"lorashear: stopped; nothing was written under the final name{on}", file=sys.stderr)
     raise SystemExit(code or 0)
 
@@ -81,13 +106,12 @@ def _words(given: str) -> tuple[str, ...]:
 def compile_(
     model: Model,
     ratio: Annotated[float, typer.Option(help="share to remove of all parameters, or of another cost")],
-    out: Annotated[Path, typer.Option(help="result folder")],
-    text: Annotated[list[str] | None, TEXT] = None,
+    out: Out,
+    text: Text = None,
+    instruct: Instruct = None,
     lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
     one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
-    tokens: Annotated[
-        int | None, typer.Option(help="of the text to train on after pruning, again and again where it is short")
-    ] = None,
+    tokens: Tokens = None,
     cost: Annotated[
         str, typer.Option(help="what the ratio is of: parameters, bytes, flops or latency, the last two a token")
     ] = "parameters",
@@ -102,56 +126,37 @@ def compile_(
         ),
     ] = None,
     lhspg: Annotated[
-        float, typer.Option(help="share of the tokens in which structures fade while the dense model trains")
+        float, typer.Option(help="share of the tokens of text in which structures fade while the dense model trains")
     ] = 0.0,
     periods: Annotated[int, typer.Option(help="of LHSPG: a part of the structures starts to fade in each")] = 1,
     policy: Annotated[
         str, typer.Option(help="of LHSPG: decay, one ramp for all, or half-space, a gate each")
     ] = "decay",
     warm_up: Annotated[float, typer.Option(help="share of LHSPG's steps before anything fades")] = 0.0,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="the highest, of training; by default from the model's width")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="windows a training step, of all processes together")] = 8,
-    micro_batch: Annotated[
-        int | None, typer.Option(help="of them at once in each process; by default as many as keep the logits small")
-    ] = None,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="train in less memory, and slower")
-    ] = False,
-    fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="under a launcher: each process holds a part of the weights in training")
-    ] = False,
-    rank: Annotated[int, typer.Option(help="of the LoRA adapter that is trained")] = 16,
-    distill: Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")] = 0.8,
-    adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")] = "merge",
-    context: Annotated[int | None, typer.Option(help="tokens a window of text")] = None,
-    apart: Annotated[
-        bool,
-        typer.Option(
-            "--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"
-        ),
-    ] = False,
+    mixture: Mixture = "dynamic",
+    tuning: Tuning = 0.25,
+    replay: Replay = 0.5,
+    learning_rate: LearningRate = None,
+    batch: Batch = 8,
+    micro_batch: MicroBatch = None,
+    gradient_checkpointing: Checkpointing = False,
+    fsdp: Fsdp = False,
+    rank: Rank = 16,
+    distill: Distill = 0.8,
+    adapter: HowAdapter = "merge",
+    context: Context = None,
+    apart: Apart = False,
     shard_size: ShardSize = "5GB",
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="to compute in")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
     revision: Revision = None,
     trust_remote_code: Remote = False,
-    seed: Annotated[int, typer.Option(help="of everything random")] = 0,
-    save_every: Annotated[
-        str, typer.Option(help="states of training for --resume: a time as 30s, 10m, 1h, or a number of steps")
-    ] = "10m",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on where an earlier run was stopped in training")
-    ] = False,
-    report_to: Annotated[
-        str,
-        typer.Option(
-            help="trackers of training: tensorboard,wandb,… or all; TensorBoard's files go to runs beside the result"
-        ),
-    ] = "",
+    seed: Seed = 0,
+    save_every: SaveEvery = "10m",
+    resume: Resume = False,
+    report_to: ReportTo = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """A model folder in, a smaller ordinary one out."""
@@ -170,6 +175,7 @@ def compile_(
             ratio,
             out,
             text=list(text or ()),
+            instruct=list(instruct or ()),
             lora=lora,
             one_shot=one_shot,
             tokens=tokens,
@@ -177,6 +183,9 @@ def compile_(
             periods=periods,
             policy=policy,
             warm_up=warm_up,
+            mixture=mixture,
+            tuning=tuning,
+            replay=replay,
             learning_rate=learning_rate,
             batch=batch,
             micro_batch=micro_batch,
@@ -208,16 +217,101 @@ def compile_(
             stepped=terminal.stepped,
             report_to=_words(report_to),
         )
-    report = result.report
+    _done(result.report, out, as_json)
+
+
+@app.command()
+def recover(
+    folder: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
+    out: Out,
+    tokens: Annotated[int, typer.Option(help="to train on in all, again and again where the text is short")],
+    text: Text = None,
+    instruct: Instruct = None,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            help="folder or hub id of the model that it was pruned from; by default a hub id that the report names"
+        ),
+    ] = None,
+    mixture: Mixture = "dynamic",
+    tuning: Tuning = 0.25,
+    replay: Replay = 0.5,
+    learning_rate: LearningRate = None,
+    batch: Batch = 8,
+    micro_batch: MicroBatch = None,
+    gradient_checkpointing: Checkpointing = False,
+    fsdp: Fsdp = False,
+    rank: Rank = 16,
+    distill: Distill = 0.8,
+    adapter: HowAdapter = "merge",
+    context: Context = None,
+    apart: Apart = False,
+    shard_size: ShardSize = "5GB",
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    revision: Revision = None,
+    trust_remote_code: Remote = False,
+    seed: Seed = 0,
+    save_every: SaveEvery = "10m",
+    resume: Resume = False,
+    report_to: ReportTo = "",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a pruned folder: text first, by what each subset of it has lost, then instructions."""
+    from lorashear.layout import shard_bytes
+    from lorashear.recoverer import recover
+
+    with Terminal() as terminal:
+        result = recover(
+            folder,
+            out,
+            text=list(text or ()),
+            instruct=list(instruct or ()),
+            tokens=tokens,
+            dense=dense,
+            mixture=mixture,
+            tuning=tuning,
+            replay=replay,
+            learning_rate=learning_rate,
+            batch=batch,
+            micro_batch=micro_batch,
+            gradient_checkpointing=gradient_checkpointing,
+            fsdp=fsdp,
+            rank=rank,
+            distill=distill,
+            adapter=adapter,
+            context=context,
+            packed=not apart,
+            shard_bytes=shard_bytes(shard_size),
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            save_every=save_every,
+            overwrite=overwrite,
+            resume=resume,
+            say=terminal.say,
+            progress=terminal.progress,
+            stepped=terminal.stepped,
+            report_to=_words(report_to),
+        )
+    _done(result.report, out, as_json)
+
+
+def _done(report: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    """What a run came to."""
     if launched.follower():
         return
     if as_json:
         print(json.dumps(report, indent=2))
         return
     parameters, perplexity = report["parameters"], report["perplexity"]
-    gone = 1 - parameters["after"] / parameters["before"]
-    also = f", and {report['ratio']['reached']:.2%} of the {cost}" if cost != "parameters" else ""
-    print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({gone:.2%} removed{also})")
+    if parameters["before"]:
+        gone, ratio = 1 - parameters["after"] / parameters["before"], report["ratio"]
+        also = f", and {ratio['reached']:.2%} of the {ratio['of']}" if ratio["of"] != "parameters" else ""
+        print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({gone:.2%} removed{also})")
     if perplexity:
         steps = [f"{perplexity[name]:.3f}" for name in ("before", "pruned", "after") if name in perplexity]
         print(f"perplexity {' → '.join(steps)} ({perplexity['data']})")
@@ -282,7 +376,7 @@ def trace(
 def apply(
     plan: Annotated[Path, typer.Argument(help="plan.json")],
     model: Model,
-    out: Annotated[Path, typer.Option(help="result folder")],
+    out: Out,
     lora: Annotated[Path | None, typer.Option(help="folder of a trained LoRA adapter of the model")] = None,
     adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it, cut to fit")] = "merge",
     shard_size: ShardSize = "5GB",
@@ -293,7 +387,7 @@ def apply(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run was stopped")] = False,
     revision: Revision = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the result folder at the end")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """The slice that a plan describes, tensor by tensor and without torch."""
     from lorashear.applying import apply as apply_plan
@@ -344,12 +438,7 @@ def eval_(
     models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
     text: Annotated[list[str], TEXT],
     context: Annotated[int, typer.Option(help="tokens a window")] = 256,
-    apart: Annotated[
-        bool,
-        typer.Option(
-            "--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"
-        ),
-    ] = False,
+    apart: Apart = False,
     limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
     revision: Revision = None,
     as_json: AsJson = False,

@@ -134,7 +134,9 @@ def compile(
         own = Path(lora) if lora is not None else None
         with trackers.Trackers(report_to, target) as reported:
             stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
-            run = Compilation(source, name, wanted, stages, trust_remote_code, own, processes=processes)
+            run = Compilation(
+                source, name, wanted, stages, trust_remote_code, own, processes=processes, revision=revision
+            )
             return _compile(run, target, texts, told, overwrite, resume, estimated)
 
 

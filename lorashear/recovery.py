@@ -28,7 +28,7 @@ from lorashear.slicing import Slice
 from lorashear.storage import Storage
 from lorashear.training import LOG, Left
 
-ALIKE = "without a dense model nothing says what a subset has lost: all are drawn alike"
+ALIKE = "nothing says what a subset of the text has lost: all are drawn alike, and the text alone is learned from"
 
 
 def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> None:
@@ -61,11 +61,11 @@ def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
     """
     settings, windows = run.settings, run.windows
     assert windows is not None
-    model = run.sharded(run.learner(pruned, pruned / BESIDE))
-    dense = run.dense()
-    teacher = run.sharded(dense) if settings.distill and dense is not None else None
-    lost = _losses(run, dense) if dense is not None else None
+    dense = run.sharded(run.dense()) if run.source else None
+    lost = _losses(run, dense) if run.source else None
+    teacher = dense if settings.distill else None
     del dense
+    model = run.sharded(run.learner(pruned, pruned / BESIDE))
     done: list[dict[str, Any]] = []
     for stage in budget.stages(settings, windows):
         recipe = recipes.recipe(settings, model, stage.steps)
@@ -85,7 +85,7 @@ def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
         done.append({"name": stage.name, **record})
     return {
         "dense": run.name if lost is not None else None,
-        "why": "" if lost is not None else ALIKE,
+        "why": run.why,
         "dense_loss": lost,
         "subsets": [subset.name for subset in windows.every],
         "stages": done,

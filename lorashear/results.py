@@ -12,6 +12,7 @@ import numpy as np
 from lorashear import knowledge, report
 from lorashear.checkpoint import Checkpoint, json_object
 from lorashear.choosing import Choice
+from lorashear.errors import LorashearError
 from lorashear.evaluate import Perplexity
 from lorashear.folder import write_json
 from lorashear.plans import Plan
@@ -43,15 +44,9 @@ def content(
     left = counts[1] / counts[0]
     if settings.cost != "parameters":
         left = counted.count(groups.widths(outcome.removed)) / counted.count()
-    perplexity = None
-    found = {name: each for name, each in judged.items() if each is not None}
-    if found and windows is not None:
-        tokens = found["before"].tokens
-        way = "packed documents, attention crosses their boundaries" if settings.packed else "a document each"
-        what = f"{tokens:,} tokens of the given text that nothing else used, context {windows.context}, {way}"
-        perplexity = {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
     return {
         "model": run.name,
+        "revision": run.revision,
         "ratio": {"asked": settings.ratio, "of": settings.cost, "reached": 1 - left},
         "parameters": {"before": counts[0], "after": counts[1]},
         "bytes": {"before": source.bytes, "after": small.bytes},
@@ -60,7 +55,7 @@ def content(
         "criterion": plan.settings["criterion"],
         "compensated": settings.compensate and windows is not None,
         "changed": sorted(plan.changed),
-        "perplexity": perplexity,
+        "perplexity": perplexities(run, judged),
         "training": choice.record,
         "split": {"chosen": outcome.split.name, "tried": dict(outcome.split.tried)},
         "per_layer": _alternative(outcome),
@@ -71,6 +66,17 @@ def content(
         "device": settings.device,
         "settings": asdict(settings),
     }
+
+
+def perplexities(run: Run, judged: Mapping[str, Perplexity | None]) -> dict[str, Any] | None:
+    """What models were judged to be worth, by name, and on what; None without text."""
+    found = {name: each for name, each in judged.items() if each is not None}
+    if not found or run.windows is None:
+        return None
+    tokens = next(iter(found.values())).tokens
+    way = "packed documents, attention crosses their boundaries" if run.settings.packed else "a document each"
+    what = f"{tokens:,} tokens of the given text that nothing else used, context {run.windows.context}, {way}"
+    return {**{name: each.perplexity for name, each in found.items()}, "tokens": tokens, "data": what}
 
 
 def recovered(
@@ -102,9 +108,40 @@ def write(content: Mapping[str, Any], plan: Plan, folder: Path) -> None:
 
 
 def read(folder: Path) -> tuple[Plan, dict[str, Any]]:
-    """The plan and the report of a result."""
+    """The plan and the report of a result; where `apply` wrote it, a report of what is known.
+
+    Raises:
+        LorashearError: it is no folder that LoRAShear wrote.
+    """
     path = folder / REPORT
-    return Plan.load(path.with_name("plan.json")), json_object(path.read_bytes(), f"'{path}'")
+    if not path.with_name("plan.json").is_file():
+        raise LorashearError(f"'{folder}' is no folder that LoRAShear wrote: it lacks lorashear/plan.json")
+    plan = Plan.load(path.with_name("plan.json"))
+    return plan, json_object(path.read_bytes(), f"'{path}'") if path.is_file() else _sliced(plan, folder)
+
+
+def _sliced(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Of a plain slice, whose dense model is not there to be counted."""
+    small = Checkpoint.open(folder)
+    counts = {"before": None, "after": sum(int(np.prod(info.shape, dtype=np.int64)) for info in small.tensors.values())}
+    return {
+        "model": folder.resolve().name,
+        "ratio": None,
+        "parameters": counts,
+        "bytes": {"before": None, "after": small.bytes},
+        "widths": {},
+        "route": plan.route,
+        "criterion": plan.settings.get("criterion"),
+        "compensated": False,
+        "changed": sorted(plan.changed),
+        "perplexity": None,
+        "training": None,
+        "per_layer": None,
+        "note": "",
+        "seconds": {},
+        "peak_bytes": {},
+        "settings": dict(plan.settings),
+    }
 
 
 def _alternative(outcome: Outcome) -> dict[str, Any] | None:

@@ -41,6 +41,8 @@ class Run:
     saved: Callable[[int], None] | None = None
     """Called when a state of training is on disk, with its step."""
     processes: Processes = field(default_factory=Processes)
+    why: str = ""
+    """There is no dense model, and what is done instead."""
 
     def together(self, function: Callable[..., T], *arguments: Any, **here: Any) -> T:
         """Call a function of a run in all processes at once, each with its own `Run`; what it gives here.
@@ -108,6 +110,8 @@ class Compilation(Run):
 
     source: Checkpoint
     settings: Settings
+    revision: str | None = None
+    """Of a hub id, as asked for."""
 
     @property
     def recovers(self) -> bool:

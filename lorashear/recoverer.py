@@ -1,0 +1,149 @@
+"""The second half of the product by itself: a pruned folder in, the same one with what it lost learned again out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from lorashear import checkpoint, models, results, trackers
+from lorashear.calibration import read_windows
+from lorashear.checkpoint import Checkpoint
+from lorashear.compiler import CompileResult
+from lorashear.config import HOW, Training
+from lorashear.errors import LorashearError
+from lorashear.folder import BESIDE
+from lorashear.loading import check_usable
+from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
+from lorashear.processes import Processes
+from lorashear.recovery import ALIKE
+from lorashear.recovery import recover as recover_run
+from lorashear.run import Run
+from lorashear.stages import Progress, Say, Stages
+from lorashear.subsets import Source, Text, named
+from lorashear.training import Step
+
+
+def recover(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    text: Text = (),
+    instruct: Sequence[Source] | Source = (),
+    tokens: int,
+    dense: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    say: Say | None = None,
+    progress: Progress | None = None,
+    stepped: Callable[[Step], None] | None = None,
+    report_to: Sequence[str] = (),
+    **settings: Any,
+) -> CompileResult:
+    """Train a folder that LoRAShear wrote, through LoRA, and write what it becomes to the folder ``out``.
+
+    First on the text, whose subsets are drawn by what each has lost against the dense model, then on instruction data beside it.
+
+    Args:
+        folder: the pruned model; an adapter that lies beside it is what goes on training.
+        text, instruct: as of `lorashear.compile`; one of them at least.
+        tokens: to train on in all.
+        dense: the model that it was pruned from, as a folder or hub id: what has been lost is measured against it, and the loss
+            keeps close to it. By default the one that the folder's report names, where that is a hub id; without any, all subsets
+            are drawn alike, and only the text counts.
+        revision: of a hub id.
+        resume, say, progress, stepped, report_to: as of `lorashear.compile`.
+        settings: see `lorashear.config.Training`.
+
+    Raises:
+        LorashearError: the request or the input is wrong, or the loss stops being a number.
+    """
+    wanted = Training(tokens=tokens, **settings)
+    check_usable(wanted)
+    trackers.check(report_to)
+    texts, told = named(text), [instruct] if isinstance(instruct, str | Path) else list(instruct)
+    if not texts and not told:
+        raise LorashearError(
+            "recovery needs something to train on: pass text (--text FILE) or instruct (--instruct FILE)"
+        )
+    pruned, target = Path(folder), Path(out)
+    processes = Processes(wanted.device)
+    if not processes.main:
+        processes.follow()
+        return CompileResult(target, *results.read(target))
+    with processes.leading(), trackers.Trackers(report_to, target) as reported:
+        plan, report = results.read(pruned)
+        source = Checkpoint.open(pruned)
+        check_target(target, source=pruned, overwrite=overwrite, bytes_needed=source.bytes)
+        check_unfinished(target, resume=resume)
+        found, why = _dense(dense, revision, report)
+        if found is not None:
+            check_target(target, source=found.folder, overwrite=overwrite, bytes_needed=source.bytes)
+            _check_vocabulary(found.folder, pruned)
+        name = str(dense or report["model"]) if found else report["model"]
+        stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
+        run = Run(found, name, wanted, stages, trust_remote_code, processes=processes, why=why)
+        if why and say:
+            say(why)
+        with stages("read"):
+            source.check_finite()
+            windows = read_windows(pruned, models.read_config(pruned), texts, wanted, stages.progress, told)
+            run = replace(run, windows=windows)
+        with resumable_folder(
+            target,
+            job=_job(run, pruned, plan.to_json()),
+            resume=resume,
+            source=pruned,
+            overwrite=overwrite,
+            bytes_needed=source.bytes,
+        ) as (place, journal):
+            run = replace(run, work=place / WORK, saved=partial(journal.note, "training"))
+            with stages("evaluate"):
+                judged = {"before": run.judged(run.dense()) if found else None, "after": run.judged(run.pruned(pruned))}
+            before = {**report, "perplexity": results.perplexities(run, judged)}
+            recover_run(run, pruned, place, before)
+            shutil.rmtree(run.work, ignore_errors=True)
+    return CompileResult(target, *results.read(target))
+
+
+def _dense(dense: str | Path | None, revision: str | None, report: dict[str, Any]) -> tuple[Checkpoint | None, str]:
+    """The dense model, or why there is none and what is done instead."""
+    if dense is not None:
+        return Checkpoint.open(checkpoint.resolve(dense, revision)), ""
+    name = str(report["model"])
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None, f"no dense model is given (--dense MODEL), and {ALIKE}"
+    try:
+        return Checkpoint.open(checkpoint.resolve(name, report.get("revision"))), ""
+    except LorashearError as error:
+        return None, f"{name}, the dense model, cannot be had ({error}), and {ALIKE}"
+
+
+def _check_vocabulary(dense: Path, pruned: Path) -> None:
+    """Whether two models read the same tokens."""
+    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (pruned, dense))
+    if ours != theirs:
+        raise LorashearError(
+            f"dense names '{dense}', whose tokenizer has other pieces ({len(theirs):,}) than that of '{pruned}' "
+            f"({len(ours):,}): give the model that it was pruned from"
+        )
+
+
+def _job(run: Run, pruned: Path, plan: str) -> str:
+    """A hash of all that decides the result."""
+    assert run.windows is not None
+    parts = [plan, Checkpoint.open(pruned).contents(), run.windows.digest()]
+    parts += [sha256(file.read_bytes()).hexdigest() for file in sorted((pruned / BESIDE).glob("*"))]
+    parts += [run.source.contents()] if run.source else []
+    parts.append(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}))
+    return sha256("\0".join(parts).encode()).hexdigest()
