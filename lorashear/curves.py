@@ -82,7 +82,7 @@ def _panel(root: xml.Element, panel: Panel, rows: Sequence[dict[str, Any]], step
     values = [value for points in found.values() for _, value in points]
     scale = Scale.of([0, *values] if panel.from_zero else values, top + panel.height, top, room=0.05)
     drawing.text(root, LEFT, top - 12, panel.title, weight="bold")
-    drawing.grid(root, steps, scale, panel.curves[0].key)
+    drawing.grid(root, steps, scale, panel.curves[0].key, drawing.number)
     for curve, points in found.items():
         shown = _stairs(points) if curve.stairs else drawing.thinned(points)
         _curve(root, curve, [(steps(step), scale(value)) for step, value in shown])

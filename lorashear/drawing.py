@@ -78,13 +78,11 @@ def written(root: xml.Element) -> str:
     return xml.tostring(root, encoding="unicode") + "\n"
 
 
-def grid(
-    root: xml.Element, steps: Scale, values: Scale, kind: str, write: Callable[[float], str] | None = None
-) -> None:
+def grid(root: xml.Element, steps: Scale, values: Scale, kind: str, write: Callable[[float], str]) -> None:
     """The lines of a panel, which lies where its scales say, and the numbers of its y axis; ``kind`` marks those."""
     for tick in values.ticks(round(values.start - values.end) // 22):
         line(root, LEFT, values(tick), WIDTH - RIGHT, values(tick))
-        text(root, LEFT - 8, values(tick) + 4, (write or number)(tick), anchor="end", kind=f"y {kind}")
+        text(root, LEFT - 8, values(tick) + 4, write(tick), anchor="end", kind=f"y {kind}")
     for tick in steps.whole_ticks():
         line(root, steps(tick), values.end, steps(tick), values.start)
 
@@ -103,10 +101,13 @@ def curve(root: xml.Element, kind: str, points: Sequence[Point], stroke: Stroke)
     return xml.SubElement(root, "polyline", said)
 
 
-def line(root: xml.Element, x1: float, y1: float, x2: float, y2: float, stroke: Stroke | None = None) -> xml.Element:
+def line(
+    root: xml.Element, x1: float, y1: float, x2: float, y2: float, stroke: Stroke | None = None, kind: str = ""
+) -> None:
     """Without a stroke one of the grid."""
     ends = {name: f"{value:.2f}" for name, value in {"x1": x1, "y1": y1, "x2": x2, "y2": y2}.items()}
-    return xml.SubElement(root, "line", {**ends, **_attributes(stroke or Stroke(GRID, 1))})
+    said = {**ends, **_attributes(stroke or Stroke(GRID, 1)), **({"class": kind} if kind else {})}
+    xml.SubElement(root, "line", said)
 
 
 def text(

@@ -90,16 +90,11 @@ def draw(content: Mapping[str, Any]) -> str:
     ]
     values = [value for curve in measured for _, value in curve.points]
     scale = Scale.of([0, LEAST, *values] if key == "degradation" or not values else values, bottom, top, room=0.05)
-    drawing.grid(root, steps, scale, key)
-    _borders(root, stages, steps, scale)
-    _curves(root, key, measured, steps, scale, dots=True)
+    _panel(root, key, stages, measured, steps, scale)
 
     drawing.text(root, LEFT, last - SHARES - 12, "share of what is drawn", weight="bold")
-    shares = Scale(0, 1, last, last - SHARES)
-    drawing.grid(root, steps, shares, "share", "{:.0%}".format)
-    _borders(root, stages, steps, shares)
     drawn = [Curve(subset, stroke, stage.stairs(subset)) for stage in stages for subset, stroke in strokes.items()]
-    _curves(root, "share", drawn, steps, shares)
+    _panel(root, "share", stages, drawn, steps, Scale(0, 1, last, last - SHARES))
     drawing.step_axis(root, steps, last)
     return drawing.written(root)
 
@@ -142,18 +137,13 @@ def _labels(stages: Sequence[Stage], steps: Scale) -> list[tuple[float, str, int
     return found
 
 
-def _borders(root: xml.Element, stages: Sequence[Stage], steps: Scale, values: Scale) -> None:
-    """A line where a stage begins that follows another one."""
-    for stage in stages[1:]:
-        drawing.line(root, steps(stage.first), values.end, steps(stage.first), values.start, BORDER).set(
-            "class", "stage"
-        )
-
-
-def _curves(
-    root: xml.Element, kind: str, curves: Sequence[Curve], steps: Scale, values: Scale, dots: bool = False
+def _panel(
+    root: xml.Element, kind: str, stages: Sequence[Stage], curves: Sequence[Curve], steps: Scale, values: Scale
 ) -> None:
-    """Curves that say their subset where a mouse rests on them; their colours alternate where they lie on one another."""
+    """Grid, a line where a stage follows another one, and curves that say their subset where a mouse rests on them."""
+    drawing.grid(root, steps, values, kind, "{:.0%}".format if kind == "share" else drawing.number)
+    for x in (steps(stage.first) for stage in stages[1:]):
+        drawing.line(root, x, values.end, x, values.start, BORDER, kind="stage")
     placed = [[(steps(step), values(value)) for step, value in curve.points] for curve in curves]
     for curve, points in zip(curves, placed, strict=True):
         if points:
@@ -161,11 +151,16 @@ def _curves(
             xml.SubElement(line, "title").text = drawing.legible(curve.subset)
     for owners, piece in coincident(placed):
         _alternate(root, [curves[i].stroke for i in owners], piece)
+    dotted = [len(points) <= DOTS if kind != "share" else len(set(points)) == 1 for points in placed]
+    _dots(root, [(curve, points) for curve, points, dots in zip(curves, placed, dotted, strict=True) if dots])
+
+
+def _dots(root: xml.Element, curves: Sequence[tuple[Curve, Sequence[Point]]]) -> None:
+    """A dot at each point; where curves share one, it is of no curve's colour."""
     marked: dict[Point, list[Curve]] = {}
-    for curve, points in zip(curves, placed, strict=True):
-        if (dots and len(points) <= DOTS) or len(set(points)) == 1:
-            for point in dict.fromkeys(map(_snapped, points)):
-                marked.setdefault(point, []).append(curve)
+    for curve, points in curves:
+        for point in dict.fromkeys(map(_snapped, points)):
+            marked.setdefault(point, []).append(curve)
     for (x, y), found in marked.items():
         colour = found[0].stroke.colour if len(found) == 1 else INK
         xml.SubElement(root, "circle", cx=f"{x:.2f}", cy=f"{y:.2f}", r="2.4", fill=colour)
