@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lorashear import recovery_curves
 from lorashear.curves import PICTURE
+from lorashear.drawing import legible
 from lorashear_ir.groups import Groups
 
 CARD = """---
@@ -24,10 +27,25 @@ Structured pruning of `{name}` by [LoRAShear](https://arxiv.org/abs/2310.18356):
 
 Widths left: {widths}. Criterion: {criterion}{compensation}. {training} `lorashear/plan.json` holds the kept
 indices of every tensor, `lorashear/report.json` the figures; `lorashear verify MODEL .` checks one against the other.
-{curves}"""
+{curves}{recovery}"""
 CURVES = """
 ![{what} at each of {steps:,} steps](lorashear/{picture})
 """
+RECOVERY = """
+## Recovery
+
+{stages} The table has the loss of held-out pieces of each subset of the text, in nats a token. {compared}
+A subset's last share is how much of the tokens drawn at the end came from it.
+
+{table}
+
+![{what} of each subset, and its share of what is drawn, over {steps:,} steps](lorashear/{picture})
+"""
+COMPARED = (
+    "Degradation is how far it lies above that of the dense model, `{dense}`; the shares of what was drawn followed it."
+)
+ALONE = "there was no dense model to compare with, so that the shares of what was drawn stayed equal"
+UNTRAINED = ("No training followed.", "Then it was trained, as said below.")  # without a recovery, with one
 LOADING = {
     "own": "Loads with plain `AutoModelForCausalLM.from_pretrained`.",
     "mistral": "Loads with plain `AutoModelForCausalLM.from_pretrained`. It is stored as `mistral`, whose tensors and "
@@ -50,8 +68,8 @@ def layer_widths(groups: Groups, removed: Mapping[str, Any]) -> dict[str, dict[s
 
 def card(report: Mapping[str, Any], route: str) -> str:
     """The model card of a result."""
-    trained = report["training"]
-    table = f"| | dense | pruned{' and trained' if trained else ''} |\n|---|---|---|\n"
+    trained, recovery = report["training"], report.get("recovery")
+    table = f"| | dense | pruned{' and trained' if trained or recovery else ''} |\n|---|---|---|\n"
     table += f"| parameters | {report['parameters']['before']:,} | {report['parameters']['after']:,} |\n"
     table += f"| bytes of tensors | {report['bytes']['before']:,} | {report['bytes']['after']:,} |\n"
     if report.get("perplexity"):
@@ -72,8 +90,9 @@ def card(report: Mapping[str, Any], route: str) -> str:
         widths=widths or "per layer, see the report",
         criterion=report["criterion"],
         compensation=", compensated by least squares" if report["compensated"] else "",
-        training=_training(trained, report["settings"]) if trained else "No training followed.",
+        training=_training(trained, report["settings"]) if trained else UNTRAINED[bool(recovery)],
         curves=_curves(trained) if trained else "",
+        recovery=_recovery(recovery) if recovery else "",
     )
 
 
@@ -96,6 +115,69 @@ def _curves(trained: Mapping[str, Any]) -> str:
     if trained.get("lhspg"):
         what = "Total loss, loss of the text alone, learning rate and structures removed"
     return CURVES.format(what=what, steps=trained["steps"], picture=PICTURE)
+
+
+def _recovery(content: Mapping[str, Any]) -> str:
+    """How a model recovered, by subsets of the text."""
+    head, *rows = _recovery_rows(content)
+    lines = [head, ["---", *("---:" for _ in head[1:])], *([_escaped(row[0]), *row[1:]] for row in rows)]
+    alone = content["dense"] is None
+    return RECOVERY.format(
+        stages=recovery_stages(content),
+        compared=_sentence(content["why"] or ALONE) if alone else COMPARED.format(dense=content["dense"]),
+        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        what="Loss" if alone else "Degradation",
+        steps=sum(stage["steps"] for stage in content["stages"]),
+        picture=recovery_curves.PICTURE,
+    )
+
+
+def recovery_stages(content: Mapping[str, Any]) -> str:
+    """The stages of a recovery in a sentence: steps, tokens, and what stopped one early."""
+    said = [
+        f"{stage['name']}, {stage['steps']:,} steps on {stage['tokens']:,} tokens"
+        + (f" (stopped early: {stage['stopped']})" if stage["stopped"] else "")
+        for stage in content["stages"]
+    ]
+    return f"Trained in {len(said)} stage{'s' if len(said) > 1 else ''}: {'; then '.join(said)}."
+
+
+def recovery_table(content: Mapping[str, Any]) -> str:
+    """What a report calls ``recovery`` as lines, one a subset: losses and degradation in nats a token, and shares."""
+    rows = _recovery_rows(content)
+    wide = max(len(row[-1]) for row in rows)
+    return columns([[*row[:-1], row[-1].rjust(wide)] for row in rows], "<" + ">" * (len(rows[0]) - 2))
+
+
+def _recovery_rows(content: Mapping[str, Any]) -> list[list[str]]:
+    """A head, and a row for each subset; what is not known, or was not drawn in a stage, is a dash."""
+    stages, dense = recovery_curves.in_turn(content["stages"]), content["dense_loss"] or {}
+    places = [f" in {stage['name']}" if len(stages) > 1 else "" for stage in content["stages"]]
+    alone = content["dense"] is None
+    nats = ["before", "after"] if alone else ["dense", "before", "after", "degradation"]
+    rows = [["subset", *nats, *(f"last share{place}" for place in places)]]
+    for subset in content["subsets"]:
+        loss = [value for stage in stages for _, value in stage.points("loss", subset)]
+        nats = [_nats(loss[:1]), _nats(loss[-1:])]
+        if not alone:
+            lost = [value for stage in stages for _, value in stage.points("degradation", subset)]
+            nats = [_nats([dense[subset]] if subset in dense else []), *nats, f"{_nats(lost[:1])} → {_nats(lost[-1:])}"]
+        shares = [stage.stairs(subset)[-1:] for stage in stages]
+        rows.append([legible(subset), *nats, *(f"{last[0][1]:.1%}" if last else "–" for last in shares)])
+    return rows
+
+
+def _nats(found: Sequence[float]) -> str:
+    return f"{found[0]:.3f}" if found else "–"
+
+
+def _sentence(said: str) -> str:
+    return f"{said[:1].upper()}{said[1:].rstrip('.')}."
+
+
+def _escaped(name: str) -> str:
+    """A name in Markdown, where marks within it are to be letters only."""
+    return re.sub(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", legible(name))
 
 
 def table(groups: Groups) -> str:

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 import lorashear
-from lorashear.curves import POINTS, Scale, draw, number, thinned
+from lorashear.curves import draw
+from lorashear.drawing import POINTS, Scale, number, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
 Axis = tuple[float, float]
@@ -36,7 +37,7 @@ def drawn(rows: list[dict[str, float]]) -> ElementTree.Element:
 
 
 def value(said: str) -> float:
-    return float(said.replace(",", ""))
+    return float(said.replace(",", "").removesuffix("%")) / (100 if said.endswith("%") else 1)
 
 
 def axis(picture: ElementTree.Element, kind: str) -> Axis:
