@@ -33,9 +33,8 @@ def stages(settings: Training, windows: Windows) -> list[Stage]:
         found.append(Stage(CORPORA, windows.subsets, steps, {}, before))
     if windows.instructions:
         fixed = {windows.instructions.name: 1 - settings.replay if windows.subsets else 1.0}
-        subsets = windows.every if settings.replay else (windows.instructions,)
         tokens = _tokens(settings) * (settings.tuning if windows.subsets else 1.0)
-        found.append(Stage(TUNING, subsets, _steps(tokens, settings.batch, _shares(subsets, fixed)), fixed))
+        found.append(Stage(TUNING, windows.every, _steps(tokens, settings.batch, _shares(windows.every, fixed)), fixed))
     return found
 
 

@@ -302,6 +302,8 @@ def recover(
 
 def _done(report: Mapping[str, Any], out: Path, as_json: bool) -> None:
     """What a run came to."""
+    from lorashear.report import recovery_stages, recovery_table
+
     if launched.follower():
         return
     if as_json:
@@ -315,6 +317,9 @@ def _done(report: Mapping[str, Any], out: Path, as_json: bool) -> None:
     if perplexity:
         steps = [f"{perplexity[name]:.3f}" for name in ("before", "pruned", "after") if name in perplexity]
         print(f"perplexity {' → '.join(steps)} ({perplexity['data']})")
+    if report.get("recovery"):
+        print(recovery_table(report["recovery"]))
+        print(recovery_stages(report["recovery"]))
     if report["per_layer"]:
         uniform, free = report["per_layer"]["loss"], report["per_layer"]["loss_per_layer"]
         print(f"held-out loss {uniform:.3f} nats; with --per-layer it would be {free:.3f}")

@@ -17,16 +17,21 @@ class Figures:
     def __init__(self) -> None:
         self._loss: float | None = None
         self._speed: float | None = None
+        self._lost: dict[str, float] = {}
 
     def line(self, step: Step) -> str:
-        """As ``loss 3.412  removed 1,204  parameters 58.3M  12,345 tokens/s``: nats, and structures."""
+        """As ``loss 3.412  removed 1,204  parameters 58.3M  12,345 tokens/s  code +0.31  web +0.12``: nats, structures, and
+        the degradation of subsets, as it was last measured, in nats."""
         self._loss, self._speed = _smoothed(self._loss, step.loss), _smoothed(self._speed, step.speed)
         parts = [f"loss {self._loss:.3f}"]
         if step.removed is not None:
             parts.append(f"removed {step.removed:,}")
         if step.parameters is not None:
             parts.append(f"parameters {short(step.parameters)}")
-        return "  ".join([*parts, f"{self._speed:,.0f} tokens/s"])
+        if step.measured and step.measured.degradation:
+            self._lost = dict(step.measured.degradation)
+        lost = [f"{name} +{nats:.2f}" for name, nats in self._lost.items()]
+        return "  ".join([*parts, f"{self._speed:,.0f} tokens/s", *lost])
 
 
 def _smoothed(before: float | None, new: float) -> float:

@@ -86,7 +86,7 @@ class Mixture:
         """The windows of the next step, int64 [batch, length]."""
         rows: list[Tensor] = []
         for _ in range(self.recipe.batch):
-            number = int(self._ahead.argmax())
+            number = int(self._ahead.where(self._shares > 0, -torch.inf).argmax())
             rows.append(row := self._next(number))
             told = int((row[1:] >= 0).sum())
             self._ahead += self._shares * told

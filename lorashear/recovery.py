@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lorashear import budget, curves, models, recipes, results, training
+from lorashear import budget, curves, models, recipes, recovery_curves, results, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Training
 from lorashear.evaluate import mean_loss
@@ -51,6 +51,7 @@ def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> 
         curves.keep(_joined([pruned / "lorashear" / LOG, *logs], run.work / LOG), folder / "lorashear")
     with stage("evaluate"):
         after = run.judged(run.pruned(folder))
+    recovery_curves.keep(record, folder / "lorashear")
     results.write(results.recovered(before, run, plan, record, after), plan, folder)
 
 

@@ -17,9 +17,9 @@ library_name: transformers
 pipeline_tag: text-generation
 tags: [lorashear, pruned]
 ---
-# {name}, {share:.1%} smaller
+# {name}{smaller}
 
-Structured pruning of `{name}` by [LoRAShear](https://arxiv.org/abs/2310.18356): {before:,} → {after:,} parameters.
+Structured pruning of `{name}` by [LoRAShear](https://arxiv.org/abs/2310.18356): {sizes} parameters.
 
 {table}
 
@@ -69,22 +69,25 @@ def layer_widths(groups: Groups, removed: Mapping[str, Any]) -> dict[str, dict[s
 def card(report: Mapping[str, Any], route: str) -> str:
     """The model card of a result."""
     trained, recovery = report["training"], report.get("recovery")
+    parameters = report["parameters"]
     table = f"| | dense | pruned{' and trained' if trained or recovery else ''} |\n|---|---|---|\n"
-    table += f"| parameters | {report['parameters']['before']:,} | {report['parameters']['after']:,} |\n"
-    table += f"| bytes of tensors | {report['bytes']['before']:,} | {report['bytes']['after']:,} |\n"
+    table += f"| parameters | {_count(parameters['before'])} | {parameters['after']:,} |\n"
+    table += f"| bytes of tensors | {_count(report['bytes']['before'])} | {report['bytes']['after']:,} |\n"
     if report.get("perplexity"):
         p = report["perplexity"]
         untrained = f" ({p['pruned']:.3f} before training)" if "pruned" in p else ""
-        table += f"| perplexity ({p['data']}) | {p['before']:.3f} | {p['after']:.3f}{untrained} |\n"
+        dense = f"{p['before']:.3f}" if "before" in p else "–"
+        table += f"| perplexity ({p['data']}) | {dense} | {p['after']:.3f}{untrained} |\n"
     kinds: dict[str, set[str]] = {}
     for name, width in report["widths"].items():
         kinds.setdefault(name.rsplit(".", 1)[-1], set()).add(f"{width['before']} → {width['after']}")
     widths = "; ".join(f"{kind} {', '.join(sorted(found))}" for kind, found in kinds.items() if len(found) < 4)
     return CARD.format(
         name=report["model"],
-        share=1 - report["parameters"]["after"] / report["parameters"]["before"],
-        before=report["parameters"]["before"],
-        after=report["parameters"]["after"],
+        smaller=f", {1 - parameters['after'] / parameters['before']:.1%} smaller"
+        if parameters["before"]
+        else ", pruned",
+        sizes=f"{_count(parameters['before'])} → {parameters['after']:,}",
         table=table.strip(),
         loading=LOADING[route],
         widths=widths or "per layer, see the report",
@@ -94,6 +97,11 @@ def card(report: Mapping[str, Any], route: str) -> str:
         curves=_curves(trained) if trained else "",
         recovery=_recovery(recovery) if recovery else "",
     )
+
+
+def _count(number: int | None) -> str:
+    """Of a dense model, which nobody has counted where a plan was applied by itself."""
+    return "–" if number is None else f"{number:,}"
 
 
 def _training(trained: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

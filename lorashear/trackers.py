@@ -23,6 +23,9 @@ RUNS = "runs"
 NAMES = {"rate": "learning_rate", "speed": "tokens_per_second", "removed": "structures_removed"}
 """Of figures that are called something else where there are no units beside them."""
 
+OF_SUBSETS = ("loss", "degradation", "share")
+"""What is measured of subsets of the text, now and then."""
+
 
 def check(names: Collection[str]) -> None:
     """Raises LorashearError where a tracker is unknown, or its package is missing."""
@@ -68,11 +71,15 @@ class Trackers:
             tracker.finish()
 
     def __call__(self, step: Step) -> None:
-        """Hand on the figures of a step, as ``train/loss`` and so on."""
+        """Hand on the figures of a step, as ``train/loss`` and so on, and of subsets as ``degradation/code``."""
         if self._names and not self._open:
             self._start(step.step)
-        found = {name: value for name, value in asdict(step).items() if name != "step" and value is not None}
+        figures = asdict(step)
+        measured = figures.pop("measured") or {}
+        found = {name: value for name, value in figures.items() if name != "step" and value is not None}
         values = {f"train/{NAMES.get(name, name)}": value for name, value in found.items()}
+        for what in OF_SUBSETS:
+            values |= {f"{what}/{subset}": value for subset, value in (measured.get(what) or {}).items()}
         for tracker in self._open:
             tracker.log(values, step=step.step)
 
