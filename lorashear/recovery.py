@@ -71,6 +71,7 @@ def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
     for stage in budget.stages(settings, windows):
         recipe = recipes.recipe(settings, model, stage.steps)
         recipe = replace(recipe, before=stage.before, schedule=stage.before + stage.steps)
+        recipe = recipe if teacher is not None else replace(recipe, distill=0.0)
         dynamic = settings.mixture == "dynamic"
         mixture = Mixture(stage.subsets, recipe, fixed=stage.fixed, dense=lost, dynamic=dynamic)
         record = training.adapt(

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -118,6 +118,16 @@ def machines(runs: Iterable[Mapping[str, Any]]) -> str:
     return " and ".join(sorted({run["machine"] for run in runs}))
 
 
+class Known(Protocol):
+    """A run that is known by something."""
+
+    @property
+    def key(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=Known)
+
+
 class Results:
     """The runs that were made, in a file that grows by a line a run."""
 
@@ -127,10 +137,10 @@ class Results:
         if file.exists():
             self.runs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
-    def of(self, trial: Trial) -> dict[str, Any] | None:
+    def of(self, trial: Known) -> dict[str, Any] | None:
         return next((each for each in self.runs if trial.key.items() <= each.items()), None)
 
-    def make(self, trials: Iterable[Trial], pool: Any) -> None:
+    def make(self, trials: Iterable[T], pool: Any, run: Callable[[T], dict[str, Any]] = run) -> None:
         """Those that are not there yet."""
         missing = [trial for trial in trials if self.of(trial) is None]
         for made in tqdm(pool.imap_unordered(run, missing), total=len(missing), unit="run", disable=not missing):
