@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
 from conftest import WORDS
-from lorashear import subsets
+from lorashear import data, subsets
 from lorashear.cli import main
 from lorashear.mixture import FLOOR
 from lorashear.run import Run
@@ -40,11 +40,21 @@ def kinds(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 @pytest.fixture(scope="module")
-def exact(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small folder in float32, so that nothing is rounded on disk."""
+def exact(folder: Path, kinds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small folder in float32, so that nothing is rounded on disk, after it has learned something of both kinds."""
     path = tmp_path_factory.mktemp("exact") / "model"
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).save_pretrained(path)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rows = data.windows(tokenizer, data.read_texts(list(kinds.values())), 32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        some = rows[torch.randperm(len(rows))[:16]]
+        model(input_ids=some, labels=some).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
     return path
 
 
