@@ -16,7 +16,7 @@ from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
 from lorashear.run import Compilation
 from lorashear.storage import Storage
-from lorashear.stored import take
+from lorashear.stored import as_stored, take
 from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.oneshot import Outcome, compress
@@ -89,7 +89,6 @@ def replacements(
     ``less`` is an adapter that was merged into them and will be added again.
     """
     result: dict[str, np.ndarray] = {}
-    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
     source = storage.source
     for name, part in storage.parts.items():
         parameter = groups.tied.get(part.parameter, part.parameter)
@@ -99,8 +98,5 @@ def replacements(
         if less is not None and name in less.adapted:
             weight = weight - torch.from_numpy(less.added(name, *map(np.arange, weight.shape)))
         small = cut_tensor(weight, plan.tensors[name]) if name in plan.tensors else weight
-        small = small.to(dtypes[source.tensors[name].dtype]).contiguous()
-        result[name] = (
-            small.view(torch.int16).numpy().view(np.uint16) if small.dtype is torch.bfloat16 else small.numpy()
-        )
+        result[name] = as_stored(small, source.tensors[name].dtype)
     return result

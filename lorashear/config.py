@@ -42,6 +42,7 @@ class Training:
     micro_batch: int | None = None  # of them at once in each process; by default as many as keep the logits small
     gradient_checkpointing: bool = False  # activations are computed twice, and take less memory
     fsdp: bool = False  # each process holds a part of the weights while it trains
+    full: bool = False  # all weights of the pruned model are trained, not an adapter
     rank: int = 16  # of the LoRA adapters that are trained
     distill: float = DISTILL  # share of the training loss that is the distance from the dense model
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
@@ -89,6 +90,10 @@ class Training:
             raise LorashearError(f"micro_batch is {self.micro_batch}; a forward has 1 window or more")
         if self.rank < 1:
             raise LorashearError(f"rank is {self.rank}; an adapter has 1 or more")
+        if self.full and self.adapter == "keep":
+            raise LorashearError(
+                "full trains the weights themselves, so that there is no adapter to keep: leave one out"
+            )
         if not 0 <= self.distill <= 1:
             raise LorashearError(f"distill is {self.distill:g}; it is a share of the loss, from 0 to 1")
         if self.adapter not in ADAPTER:

@@ -59,7 +59,7 @@ class Estimate:
         of the residual stream are held for every token, and four of the widest input and two of the logits for a batch.
 
         To train, the pruned model and, where it distils, the dense one are held; for LHSPG the dense one twice, and what it
-        fades to. Every adapter is held five times (itself, its gradient, two moments, as it last was good); and for a part of
+        fades to. What is trained is held five times in float32 (itself, its gradient, two moments, as it last was good); and for a part of
         a batch the input and output of every matrix thrice, and six times the logits in float32; where activations are computed
         twice, only those of one layer, and four states of the residual stream for each.
         """
@@ -73,7 +73,8 @@ class Estimate:
         kept = 3 * sides
         if settings.gradient_checkpointing:
             kept = kept // layers + 4 * layers * hidden
-        training = 20 * settings.rank * sides + part * (kept * itemsize + 24 * vocabulary)
+        trained = sum(map(math.prod, shapes)) * (1 - settings.ratio) if settings.full else settings.rank * sides
+        training = round(20 * trained) + part * (kept * itemsize + 24 * vocabulary)
         copies = 3 if settings.lhspg else 1 - settings.ratio + (1 if settings.distill else 0)
         gathered = 2 * weights // layers if shares > 1 else 0  # of a layer of each model, while it computes
         training += round(copies * weights / shares) + gathered

@@ -59,6 +59,7 @@ Checkpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="t
 Fsdp = Annotated[
     bool, typer.Option("--fsdp", help="under a launcher: each process holds a part of the weights in training")
 ]
+Full = Annotated[bool, typer.Option("--full", help="train all weights of the pruned model, not an adapter")]
 Apart = Annotated[
     bool,
     typer.Option("--apart", help="one document a window, not as many as fill it, whose boundaries attention crosses"),

@@ -10,6 +10,9 @@ from lorashear.config import BATCH, Training
 
 WARM_UP = 0.1  # share of the steps in which the rate rises to its highest: a pruned model's first gradients are large
 
+WHOLE = 0.1
+"""Of the best learning rate of LoRA is that of all weights (Schulman et al., LoRA Without Regret, 2025)."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -17,7 +20,7 @@ class Recipe:
 
     steps: int
     rate: float  # the highest learning rate; a cosine leads down from it to zero
-    rank: int = Training.rank
+    rank: int = Training.rank  # 0 where all weights are trained
     batch: int = BATCH  # windows a step, of all processes together
     distill: float = Training.distill  # share of the loss that the dense model has, the rest that of the text itself
     seed: int = 0
@@ -39,10 +42,19 @@ class Recipe:
 
 
 def recipe(settings: Training, model: Any, steps: int) -> Recipe:
-    """How a PeftModel is trained in so many steps, by the settings."""
-    rate = settings.learning_rate or default_rate(model.get_input_embeddings().weight.shape[1])
-    ranks = [config.r for config in model.peft_config.values()]
-    return Recipe(steps, rate, max(ranks), settings.batch, settings.distill, settings.seed, settings.micro_batch)
+    """How a PeftModel, or a model as a whole, is trained in so many steps, by the settings."""
+    adapters = getattr(model, "peft_config", {}).values()
+    rate = default_rate(model.get_input_embeddings().weight.shape[1]) * (1 if adapters else WHOLE)
+    rank = max((config.r for config in adapters), default=0)
+    return Recipe(
+        steps,
+        settings.learning_rate or rate,
+        rank,
+        settings.batch,
+        settings.distill,
+        settings.seed,
+        settings.micro_batch,
+    )
 
 
 def default_rate(hidden: int) -> float:

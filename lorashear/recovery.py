@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from lorashear import budget, curves, models, recipes, recovery_curves, results, training
@@ -25,8 +27,9 @@ from lorashear.mixture import Mixture
 from lorashear.plans import Plan
 from lorashear.run import Run
 from lorashear.slicing import Slice
-from lorashear.storage import Storage
-from lorashear.training import LOG, Left
+from lorashear.storage import Storage, tied
+from lorashear.stored import as_stored, take
+from lorashear.training import LOG, WHOLE, Left
 
 ALIKE = "nothing says what a subset of the text has lost: all are drawn alike, and the text alone is learned from"
 
@@ -66,7 +69,7 @@ def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
     lost = _losses(run, dense) if run.source else None
     teacher = dense if settings.distill else None
     del dense
-    model = run.sharded(run.learner(pruned, pruned / BESIDE))
+    model = run.sharded(run.whole(pruned) if settings.full else run.learner(pruned, pruned / BESIDE))
     done: list[dict[str, Any]] = []
     for stage in budget.stages(settings, windows):
         recipe = recipes.recipe(settings, model, stage.steps)
@@ -121,13 +124,20 @@ def write(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """Write a pruned model and its adapter, merged or kept beside it, into an empty ``folder``.
+    """Write a pruned model and its adapter, merged or kept beside it, or all its weights, into an empty ``folder``.
+
+    ``adapter`` is where `training.adapt` has left what was trained.
 
     Returns:
         The plan, with the hash of every tensor that is no plain slice.
     """
-    small = Checkpoint.open(pruned)
-    found = opened(adapter, small, models.build_twin(models.read_config(pruned)))
+    small, twin = Checkpoint.open(pruned), models.build_twin(models.read_config(pruned))
+    if settings.full:
+        weights = _weights(adapter / WHOLE, Storage.of(small, twin), tied(twin))
+        write_folder(plan, Slice.of(small, {}, weights, settings.shard_bytes), folder, progress=progress)
+        source = {new: name for name, new in plan.names.items() if new is not None}
+        return noted(plan, folder, {source.get(name, name): name for name in weights})
+    found = opened(adapter, small, twin)
     merge = settings.adapter == "merge"
     write_folder(
         plan,
@@ -140,6 +150,16 @@ def write(
         return noted(plan, folder, {source.get(name, name): name for name in found.adapted})
     write_adapter(found, {}, folder / BESIDE)
     return plan
+
+
+def _weights(path: Path, storage: Storage, first: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Weights that were trained as a whole, as they are stored."""
+    with safe_open(path, "pt") as file:
+        return {
+            name: as_stored(take(part, file.get_tensor(first.get(part.parameter, part.parameter))), info.dtype)
+            for name, part in storage.parts.items()
+            if (info := storage.source.tensors.get(name)) and first.get(part.parameter, part.parameter) in file.keys()
+        }
 
 
 def opened(adapter: Path, base: Checkpoint, twin: PreTrainedModel) -> Adapter:

@@ -111,6 +111,8 @@ def _training(trained: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     distilled = (
         f", {trained['distill']:.0%} of the loss the distance from the dense model" if trained["distill"] else ""
     )
+    if settings.get("full"):
+        return f"Then all weights were trained on {trained['tokens']:,} tokens (learning rate {trained['rate']:.1e}{distilled})."
     return (
         f"Then a LoRA adapter of rank {trained['rank']} was trained on {trained['tokens']:,} tokens (learning rate "
         f"{trained['rate']:.1e}{distilled}), {where}."

@@ -85,6 +85,14 @@ class Run:
             attaching.checkpoint_activations(found)
         return found
 
+    def whole(self, folder: Path) -> Any:
+        """A model all of whose weights are trained, in float32: in less, small steps of an optimizer would be lost."""
+        found = self.pruned(folder)
+        found = (adapters.merged(found) if (folder / BESIDE).is_dir() else found).float().requires_grad_(True)
+        if self.settings.gradient_checkpointing:
+            attaching.checkpoint_activations(found)
+        return found
+
     def sharded(self, model: Any) -> Any:
         """The model itself, of which each process has kept its rows where that is asked for."""
         if self.processes.size > 1 and sharding.wanted(self.settings.fsdp):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -18,6 +19,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from lorashear.checkpoint import Part, Place
 from lorashear.errors import LorashearError
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,12 @@ def _made_of(numbered: list[torch.Tensor], places: tuple[Place, ...], shape: tup
         if not bool((each[tuple(rows)] == expected + begin).all()):
             return False
     return True
+
+
+def as_stored(weight: torch.Tensor, dtype: str) -> np.ndarray:
+    """A weight as it is stored in a dtype of safetensors: BF16 as the bits of uint16."""
+    weight = weight.detach().cpu().to(DTYPES[dtype]).contiguous()
+    return weight.view(torch.int16).numpy().view(np.uint16) if weight.dtype is torch.bfloat16 else weight.numpy()
 
 
 def take(part: Part, parameter: torch.Tensor) -> torch.Tensor:

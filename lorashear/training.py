@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lorashear import trainstate
@@ -73,6 +74,7 @@ Left = Callable[[], tuple[int, int]]
 """Tells, when a step is done, how many structures are gone and how many parameters are left."""
 
 LOG = "training.jsonl"
+WHOLE = "weights.safetensors"
 
 
 def adapt(
@@ -87,7 +89,8 @@ def adapt(
     processes: Processes | None = None,
     left: Left | None = None,
 ) -> dict[str, Any]:
-    """Train a PeftModel (see `train`) and save its adapter into a folder, beside a log with a line a step.
+    """Train a model (see `train`) and save its adapter, or all weights by their names in it where it has none, into a folder,
+    beside a log with a line a step.
 
     Args:
         shown: called with what each step did, and the number of steps.
@@ -110,7 +113,10 @@ def adapt(
         )
     trained = {name: full(value.detach()) for name, value in model.named_parameters() if value.requires_grad}
     if processes.main:
-        model.save_pretrained(folder, state_dict=trained)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder, state_dict=trained)
+        else:
+            save_file({name: value.cpu().contiguous() for name, value in trained.items()}, folder / WHOLE)
     return {
         **asdict(mixture.recipe),
         "steps": mixture.last,

@@ -56,7 +56,16 @@ def test_the_python_and_the_commands_run(
     assert "('model.layers.0.self_attn.q_proj.weight', 0, [0, 1," in capsys.readouterr().out
     assert (place / "from-python" / "lorashear" / "plan.json").exists()
     lines = [line.partition("#")[0] for line in README.splitlines() if line.startswith("lorashear ")]
-    assert [line.split()[1] for line in lines] == ["compile", "compile", "recover", "verify", "groups", "groups", "trace", "apply"]
+    assert [line.split()[1] for line in lines] == [
+        "compile",
+        "compile",
+        "recover",
+        "verify",
+        "groups",
+        "groups",
+        "trace",
+        "apply",
+    ]
     for line in lines:
         monkeypatch.setattr("sys.argv", shlex.split(line))
         with pytest.raises(SystemExit) as done:

@@ -120,6 +120,29 @@ def test_a_pruned_folder_recovers(
     assert f"| runs | {recovery['dense_loss']['runs']:.3f} |" in card
 
 
+def test_all_weights_are_trained_as_asked(exact: Path, pruned: Path, kinds: dict[str, Path], tmp_path: Path) -> None:
+    """The folder computes what was trained, and every tensor differs from what it was."""
+    first = lorashear.recover(
+        pruned, tmp_path / "kept", text=kinds, tokens=3000, dense=exact, adapter="keep", **SETTINGS
+    )
+    held: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = Run.whole
+        patch.setattr(Run, "whole", lambda *given: held.append(whole(*given)) or held[-1])
+        found = lorashear.recover(
+            first.folder, tmp_path / "out", text=kinds, tokens=6000, dense=exact, full=True, **SETTINGS
+        )
+    assert (logits(found.model) - logits(held[0])).abs().max() < 1e-4
+    assert not (tmp_path / "out" / "adapter").exists()
+    assert "bit for bit as planned" in verify(exact, tmp_path / "out")[0]
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    before = load_file(pruned / "model.safetensors")
+    assert tensors.keys() == before.keys() == set(found.plan.changed)
+    assert not any(torch.equal(value, before[name]) for name, value in tensors.items())
+    assert found.report["perplexity"]["after"] < found.report["perplexity"]["pruned"]
+    assert "Then all weights were trained on" in (tmp_path / "out" / "README.md").read_text()
+
+
 def recovered(pruned: Path, out: Path, **more: Any) -> dict[str, Any]:
     return dict(lorashear.recover(pruned, out, **{"tokens": 6000, **SETTINGS, **more}).report)
 

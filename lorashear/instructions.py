@@ -1,4 +1,0 @@
-from typing import Any
-
-
-def instruction_windows(tokenizer: Any, paths: Any, length: int) -> Any: ...
