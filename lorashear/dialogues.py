@@ -61,12 +61,12 @@ def read_dialogues(paths: Sequence[str | Path] | str | Path) -> Iterator[Dialogu
         found = False
         for where, record in _records(path):
             found = True
-            yield dialogue(record, where)
+            yield _dialogue(record, where)
         if not found:
             raise LorashearError(f"{path} holds no examples; give a file with at least one")
     for dataset in datasets:
         for number, record in enumerate(dataset.records(), start=1):
-            yield dialogue(record, f"{dataset}, row {number}")
+            yield _dialogue(record, f"{dataset}, row {number}")
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
@@ -116,7 +116,7 @@ def _whole(record: Any, where: str) -> Any:
     return record
 
 
-def dialogue(record: Any, where: str) -> Dialogue:
+def _dialogue(record: Any, where: str) -> Dialogue:
     """Of one object, which lies ``where``. Raises LorashearError where it has no shape that is known, or no answer."""
     if not isinstance(record, dict):
         raise LorashearError(f"{where}: no object with fields; understood are the fields {SHAPES}")
@@ -145,9 +145,7 @@ def _alpaca(record: dict[str, Any], where: str) -> Dialogue:
 
 def _completion(prompt: Any, completion: Any, where: str) -> Dialogue:
     if isinstance(prompt, list) or isinstance(completion, list):
-        asked = (
-            _turns(prompt, where) if isinstance(prompt, list) else [_turn("user", _string(prompt, '"prompt"', where))]
-        )
+        asked = _turns(prompt if isinstance(prompt, list) else [_turn("user", prompt)], where)
         told = completion if isinstance(completion, list) else [_turn("assistant", completion)]
         return _conversation(asked + _turns(told, where, len(asked)), max(1, len(asked)), where)
     prompt, completion = _string(prompt, '"prompt"', where), _answer(completion, '"completion"', where)

@@ -42,11 +42,12 @@ def read_texts(paths: Sequence[str | Path], limit: int | None = None) -> list[st
 
 def check_readable(path: Path, endings: Collection[str] | None = None, kind: str = "text") -> None:
     """Raises LorashearError where a path is no file of a kind by its name; that of text where no ``endings`` are given."""
+    endings = endings or READERS
     if not path.exists():
         raise LorashearError(f"{path} does not exist; give a {kind} file")
     if path.is_dir():
         raise LorashearError(f"{path} is a folder; name the {kind} files in it")
-    if path.suffix.lower() not in (endings := endings or READERS):
+    if path.suffix.lower() not in endings:
         raise LorashearError(f"{path} has an unknown ending; {kind} files end in {', '.join(endings)}")
 
 
@@ -114,8 +115,9 @@ def text_field(line: str, where: str) -> str:
 
 def parsed(text: str, where: str, advice: str) -> Any:
     """What JSON says, which lies ``where``. Raises LorashearError where it is none, with the line if there are several."""
+    text = text.rstrip()
     try:
-        return json.loads(text := text.rstrip())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "a value that cannot be read"
         if isinstance(error, json.JSONDecodeError):

@@ -52,9 +52,9 @@ class HubDataset:
             LorashearError: the hub stops answering, or a text is no string.
         """
         with self._read_on():
-            if self._builder.name == "parquet":  # or whole row groups would be held, of every column and several files
-                self._builder.config.columns, self._builder.config.batch_size = ["text"], BATCH_ROWS
-            stream = self._builder.as_streaming_dataset(split=self.split).select_columns(["text"])
+            if self._builder.name == "parquet":
+                self._builder.config.columns = ["text"]
+            stream = self._stream().select_columns(["text"])
             for row in stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=FILES_AT_ONCE):
                 text = row["text"]
                 if text is not None and not isinstance(text, str):
@@ -68,7 +68,7 @@ class HubDataset:
             LorashearError: the hub does not have it, or stops answering.
         """
         with self._found():
-            stream = self._builder.as_streaming_dataset(split=self.split)
+            stream = self._stream()
         with self._read_on():
             yield from stream
 
@@ -77,6 +77,11 @@ class HubDataset:
         """What it is known by: its files, and the commit that they are of."""
         files = self._builder.config.data_files[self.split]
         return [list(map(str, files)), [list(origin) for origin in files.origin_metadata]]
+
+    def _stream(self) -> Any:
+        if self._builder.name == "parquet":  # or whole row groups would be held, of several files
+            self._builder.config.batch_size = BATCH_ROWS
+        return self._builder.as_streaming_dataset(split=self.split)
 
     def _found(self) -> AbstractContextManager[None]:
         return _asked(f"{self.repository} is no file here, and as a dataset of the hub it cannot be read")
