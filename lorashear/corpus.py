@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -42,19 +42,9 @@ class Corpus:
             LorashearError: a path is missing, a folder without such files, or of an unknown kind; or the hub does not have a
                 dataset.
         """
-        files: list[Path] = []
-        datasets: list[HubDataset] = []
-        for text in [texts] if isinstance(texts, str | Path) else texts:
-            path = Path(text)
-            dataset = None if path.exists() or path.suffix.lower() in READERS else HubDataset.named(str(text))
-            if dataset:
-                dataset.check()
-                datasets.append(dataset)
-            elif path.is_dir():
-                files += _inside(path)
-            else:
-                check_readable(path)
-                files.append(path)
+        files, datasets = given(texts, READERS, "text")
+        for dataset in datasets:
+            dataset.check()
         return cls(tuple(files), tuple(datasets), sum(_bytes(path) for path in files))
 
     @property
@@ -85,17 +75,40 @@ class Corpus:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The text files of a folder, hidden ones left out."""
+def given(
+    names: Sequence[str | Path] | str | Path, endings: Collection[str], kind: str
+) -> tuple[list[Path], list[HubDataset]]:
+    """The files that are named, those of folders sorted, and the datasets of a hub, which is not asked yet.
+
+    Raises:
+        LorashearError: a path is missing, a folder without such files, or of an unknown kind.
+    """
+    files: list[Path] = []
+    datasets: list[HubDataset] = []
+    for name in [names] if isinstance(names, str | Path) else names:
+        path = Path(name)
+        dataset = None if path.exists() or path.suffix.lower() in endings else HubDataset.named(str(name))
+        if dataset:
+            datasets.append(dataset)
+        elif path.is_dir():
+            files += _inside(path, endings, kind)
+        else:
+            check_readable(path, endings, kind)
+            files.append(path)
+    return files, datasets
+
+
+def _inside(folder: Path, endings: Collection[str], kind: str) -> list[Path]:
+    """The files of a kind in a folder, hidden ones left out."""
     found = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in READERS
+        if path.suffix.lower() in endings
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not found:
-        raise LorashearError(f"{folder} is a folder without text files; they end in {', '.join(READERS)}")
+        raise LorashearError(f"{folder} is a folder without {kind} files; they end in {', '.join(endings)}")
     return found
 
 

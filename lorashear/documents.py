@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -40,14 +40,15 @@ def read_texts(paths: Sequence[str | Path], limit: int | None = None) -> list[st
     return found
 
 
-def check_readable(path: Path) -> None:
-    """Raises LorashearError where a path is no file of text by its name."""
+def check_readable(path: Path, endings: Collection[str] | None = None, kind: str = "text") -> None:
+    """Raises LorashearError where a path is no file of a kind by its name; that of text where no ``endings`` are given."""
+    endings = endings or READERS
     if not path.exists():
-        raise LorashearError(f"{path} does not exist; give a text file")
+        raise LorashearError(f"{path} does not exist; give a {kind} file")
     if path.is_dir():
-        raise LorashearError(f"{path} is a folder; name the text files in it")
-    if path.suffix.lower() not in READERS:
-        raise LorashearError(f"{path} has an unknown ending; text files end in {', '.join(READERS)}")
+        raise LorashearError(f"{path} is a folder; name the {kind} files in it")
+    if path.suffix.lower() not in endings:
+        raise LorashearError(f"{path} has an unknown ending; {kind} files end in {', '.join(endings)}")
 
 
 @contextmanager
@@ -73,7 +74,8 @@ def visible(document: str) -> bool:
     return bool(document) and not document.isspace()
 
 
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file of UTF-8, read as they are asked for. Raises LorashearError where it is binary."""
     with path.open("rb") as file:
         if b"\0" in file.read(SNIFF_BYTES):
             raise LorashearError(f"{path} is a binary file; give UTF-8 text")
@@ -83,7 +85,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_txt(path: Path) -> Iterator[str]:
     paragraph: list[str] = []
-    for line in _lines(path):
+    for line in text_lines(path):
         if "\0" in line:
             raise LorashearError(f"{path} is a binary file; give UTF-8 text")
         if not line.isspace():
@@ -95,27 +97,35 @@ def _read_txt(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.isspace():
             yield text_field(line, f"{path}, line {number}")
 
 
 def text_field(line: str, where: str) -> str:
     """The text of a line of JSON, which lies ``where``. Raises LorashearError where it has none."""
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "a value that cannot be read"
-        raise LorashearError(f"{where}: not JSON ({reason}); write one object a line") from None
+    record = parsed(line, where, "write one object a line")
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise LorashearError(f'{where}: no field "text" with a string; write {{"text": "..."}}')
     text: str = record["text"]
-    if not _is_encodable(text):
+    if not is_encodable(text):
         raise LorashearError(f"{where}: half of a surrogate pair in the text; mend or drop the line")
     return text
 
 
-def _is_encodable(text: str) -> bool:
+def parsed(text: str, where: str, advice: str) -> Any:
+    """What JSON says, which lies ``where``. Raises LorashearError where it is none, with the line if there are several."""
+    text = text.rstrip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "a value that cannot be read"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} in line {error.lineno}" if "\n" in text else error.msg
+        raise LorashearError(f"{where}: not JSON ({reason}); {advice}") from None
+
+
+def is_encodable(text: str) -> bool:
     """JSON can spell half a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
@@ -125,16 +135,16 @@ def _is_encodable(text: str) -> bool:
 
 
 @contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile` with a column "text". Raises LorashearError where it is none, or stops being one."""
+def open_parquet(path: Path, column: str | None = "text") -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` with such a column. Raises LorashearError where it is none, or stops being one."""
     import pyarrow  # here: half a second that no other command pays
     import pyarrow.parquet
 
     try:
         # Read in pieces: a row group may be as large as the file, and as a whole be too much for memory.
         with pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
-            if "text" not in file.schema_arrow.names:
-                raise LorashearError(f'{path} has no column "text"; it has {", ".join(file.schema_arrow.names)}')
+            if column and column not in file.schema_arrow.names:
+                raise LorashearError(f'{path} has no column "{column}"; it has {", ".join(file.schema_arrow.names)}')
             yield file
     except pyarrow.ArrowException as error:
         raise LorashearError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -39,7 +39,7 @@ class HubDataset:
 
     def check(self) -> None:
         """Raises LorashearError where the hub does not have it, or not with a column "text"."""
-        with _asked(f"{self.repository} is no file here, and as a dataset of the hub it cannot be read"):
+        with self._found():
             stream = self._builder.as_streaming_dataset(split=self.split)
             columns = stream.column_names or list(next(iter(stream), {"text": ""}))
         if "text" not in columns:
@@ -51,21 +51,43 @@ class HubDataset:
         Raises:
             LorashearError: the hub stops answering, or a text is no string.
         """
-        with _asked(f"{self} cannot be read on from the hub"):
-            if self._builder.name == "parquet":  # or whole row groups would be held, of every column and several files
-                self._builder.config.columns, self._builder.config.batch_size = ["text"], BATCH_ROWS
-            stream = self._builder.as_streaming_dataset(split=self.split).select_columns(["text"])
+        with self._read_on():
+            if self._builder.name == "parquet":
+                self._builder.config.columns = ["text"]
+            stream = self._stream().select_columns(["text"])
             for row in stream.shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=FILES_AT_ONCE):
                 text = row["text"]
                 if text is not None and not isinstance(text, str):
                     raise LorashearError(f'{self}: the column "text" does not hold strings')
                 yield text or ""
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Its rows with all their columns, one after another.
+
+        Raises:
+            LorashearError: the hub does not have it, or stops answering.
+        """
+        with self._found():
+            stream = self._stream()
+        with self._read_on():
+            yield from stream
+
     @property
     def content(self) -> list[Any]:
         """What it is known by: its files, and the commit that they are of."""
         files = self._builder.config.data_files[self.split]
         return [list(map(str, files)), [list(origin) for origin in files.origin_metadata]]
+
+    def _stream(self) -> Any:
+        if self._builder.name == "parquet":  # or whole row groups would be held, of several files
+            self._builder.config.batch_size = BATCH_ROWS
+        return self._builder.as_streaming_dataset(split=self.split)
+
+    def _found(self) -> AbstractContextManager[None]:
+        return _asked(f"{self.repository} is no file here, and as a dataset of the hub it cannot be read")
+
+    def _read_on(self) -> AbstractContextManager[None]:
+        return _asked(f"{self} cannot be read on from the hub")
 
     @cached_property
     def _builder(self) -> Any:
