@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -64,6 +64,8 @@ class Windows:
     subsets: tuple[Subset, ...]
     instructions: Subset | None = None
     """Of a question and its answers each, of which only those are told."""
+    examples: Mapping[str, int] | None = None
+    """Of instructions: how many were read, and of them left out or cut."""
 
     @property
     def context(self) -> int:
@@ -120,8 +122,11 @@ def read_windows(
         subsets.append(Subset(name, training, dealt[1], mapped))
     none = torch.empty(0, length, dtype=torch.int64)
     every = [torch.cat([none, *(dealt[use] for dealt in parts)]) for use in range(len(wanted))]
-    given = instructions(tokenizer, instruct, length, settings.seed) if instruct else None
-    return Windows(*every, subsets=tuple(subsets), instructions=given)
+    if not instruct:
+        return Windows(*every, subsets=tuple(subsets))
+    found = instruction_windows(tokenizer, instruct, length)
+    counts = {"examples": found.examples, "left_out": found.left_out, "cut": found.cut}
+    return Windows(*every, subsets=tuple(subsets), instructions=held_out(found.rows, settings.seed), examples=counts)
 
 
 @contextmanager
@@ -177,16 +182,13 @@ def _dealt(
     return dealt, torch.cat([others, spare]), None
 
 
-def instructions(tokenizer: Any, sources: Sequence[Source], length: int, seed: int) -> Subset:
-    """Instruction data (see `instruction_windows`), some of it held out."""
-    found = instruction_windows(tokenizer, sources, length).rows
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    out = min(HELD_OUT, len(found) // 2)
+def held_out(rows: torch.Tensor, seed: int) -> Subset:
+    """Instructions, some of them not to be trained on."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    out = min(HELD_OUT, len(rows) // 2)
     if not out:
-        raise LorashearError(
-            f"the instruction data has one example, '{sources[0]}', and none is left to train on: give more"
-        )
-    return Subset(INSTRUCTIONS, found[order[out:]], found[order[:out]])
+        raise LorashearError("the instruction data has one example, and none is left to train on: give more")
+    return Subset(INSTRUCTIONS, rows[order[out:]], rows[order[:out]])
 
 
 def window_length(config: PreTrainedConfig, settings: Training) -> int:

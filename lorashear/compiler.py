@@ -109,9 +109,8 @@ def compile(
         raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")
     if not texts and wanted.criterion not in (None, "magnitude", "random"):
         raise LorashearError(f"criterion is {wanted.criterion}, which needs text: pass text (--text FILE)")
-    if told and not (wanted.tokens and texts):
-        missing = "text to calibrate on: pass text (--text FILE)" if wanted.tokens else "tokens (--tokens N)"
-        raise LorashearError(f"instruct is what to train on at last, and there is no {missing}")
+    if told and not wanted.tokens:
+        raise LorashearError("instruct is what to train on at last, and there is no tokens (--tokens N)")
     processes = Processes(wanted.device)
     if processes.size > 1 and out is None:
         raise LorashearError("several processes write into a folder that out names: pass out (--out DIR)")

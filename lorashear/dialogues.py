@@ -36,7 +36,7 @@ class Dialogue:
     where: str
     turns: list[dict[str, Any]]
     answers: list[int]
-    """Which turns are to be learned: rising, one or more, none of them the first."""
+    """Which turns are to be learned: rising, none of them the first; none at all where what is there is empty."""
     plain: tuple[str, str] | None = None
     """Question and answer as text for a model without a chat template; None where there is no such text."""
 
@@ -135,12 +135,18 @@ def _alpaca(record: dict[str, Any], where: str) -> Dialogue:
     instruction = _string(record["instruction"], '"instruction"', where)
     context = record.get("input")
     context = "" if context is None else _string(context, '"input"', where)
-    answer = _answer(record["output"], '"output"', where)
+    answer = _string(record["output"], '"output"', where)
     question, template = instruction, ALPACA
     if visible(context):
         question, template = f"{instruction}\n\n{context}", ALPACA_WITH_INPUT
     plain = template.format(instruction=instruction, input=context), answer
-    return Dialogue(where, [_turn("user", question), _turn("assistant", answer)], [1], plain)
+    return _single(where, question, answer, plain)
+
+
+def _single(where: str, question: str, answer: str, plain: tuple[str, str]) -> Dialogue:
+    """A question and its answer, which may be empty: published data has some like that."""
+    answers = [1] if visible(answer) else []
+    return Dialogue(where, [_turn("user", question), _turn("assistant", answer)], answers, plain)
 
 
 def _completion(prompt: Any, completion: Any, where: str) -> Dialogue:
@@ -148,8 +154,8 @@ def _completion(prompt: Any, completion: Any, where: str) -> Dialogue:
         asked = _turns(prompt if isinstance(prompt, list) else [_turn("user", prompt)], where)
         told = completion if isinstance(completion, list) else [_turn("assistant", completion)]
         return _conversation(asked + _turns(told, where, len(asked)), max(1, len(asked)), where)
-    prompt, completion = _string(prompt, '"prompt"', where), _answer(completion, '"completion"', where)
-    return Dialogue(where, [_turn("user", prompt), _turn("assistant", completion)], [1], plain=(prompt, completion))
+    prompt, completion = _string(prompt, '"prompt"', where), _string(completion, '"completion"', where)
+    return _single(where, prompt, completion, (prompt, completion))
 
 
 def _conversation(turns: list[dict[str, Any]], first: int, where: str) -> Dialogue:
@@ -157,9 +163,7 @@ def _conversation(turns: list[dict[str, Any]], first: int, where: str) -> Dialog
     answers = [at for at in range(first, len(turns)) if turns[at]["role"] == "assistant"]
     if not answers:
         raise LorashearError(f"{where}: no turn of the assistant answers another; add one or drop the example")
-    for at in answers:
-        _answer(turns[at]["content"], f"turn {at + 1}", where)
-    return Dialogue(where, turns, answers)
+    return Dialogue(where, turns, [at for at in answers if visible(turns[at]["content"])])
 
 
 def _turns(turns: Any, where: str, before: int = 0) -> list[dict[str, Any]]:
@@ -179,12 +183,6 @@ def _turns(turns: Any, where: str, before: int = 0) -> list[dict[str, Any]]:
 
 def _turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-def _answer(value: Any, what: str, where: str) -> str:
-    if not visible(_string(value, what, where)):
-        raise LorashearError(f"{where}: the answer in {what} is empty; add one or drop the example")
-    return value
 
 
 def _string(value: Any, what: str, where: str) -> str:

@@ -27,7 +27,7 @@ class Instructions:
     examples: int
     """How many were read: a window each, but see `instruction_windows` for templates that rewrite what was said."""
     left_out: int
-    """Those of which no window has a token of an answer: the question alone fills it."""
+    """Those of which no window has a token of an answer: it is empty, or the question alone fills the window."""
     cut: int
     """Those of the others whose end does not fit."""
 
@@ -74,20 +74,21 @@ def instruction_windows(
 def _token_runs(tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Dialogue]) -> Iterator[list[np.ndarray]]:
     """The windows of each dialogue, uncut."""
     templated = bool(tokenizer.chat_template)
-    written = [list(_templated(tokenizer, one)) if templated else [_plain(one)] for one in dialogues]
+    write = _templated if templated else _plain
+    written = [list(write(tokenizer, one)) if one.answers else [] for one in dialogues]
     ids = iter(_ids(tokenizer, [window for windows in written for window in windows]))
     for windows in written:
         runs = [next(ids) for _ in windows]
         yield [_joined(run if templated else _bounded(tokenizer, run)) for run in runs]
 
 
-def _plain(dialogue: Dialogue) -> list[str]:
+def _plain(_: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[list[str]]:
     if dialogue.plain is None:
         raise LorashearError(
             f"{dialogue.where}: a conversation, but the tokenizer has no chat template to write it with; "
             'give a tokenizer that has one, or data with the fields "instruction" and "output"'
         )
-    return list(dialogue.plain)
+    yield list(dialogue.plain)
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterator[list[str]]:

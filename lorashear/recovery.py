@@ -93,6 +93,7 @@ def train(run: Run, pruned: Path, left: Left | None = None) -> dict[str, Any]:
         "why": run.why,
         "dense_loss": lost,
         "subsets": [subset.name for subset in windows.every],
+        "examples": windows.examples,
         "stages": done,
     }
 

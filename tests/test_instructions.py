@@ -408,11 +408,6 @@ class TestRefusals:
             ),
             (
                 "a.jsonl",
-                GOOD + '{"instruction": "a", "output": " "}',
-                '{path}, line 2: the answer in "output" is empty; add one or drop the example',
-            ),
-            (
-                "a.jsonl",
                 '{"instruction": "a", "output": null}',
                 '{path}, line 1: "output" holds no string; mend it or drop the example',
             ),
@@ -425,11 +420,6 @@ class TestRefusals:
                 "a.jsonl",
                 '{"prompt": 3, "completion": "c"}',
                 '{path}, line 1: "prompt" holds no string; mend it or drop the example',
-            ),
-            (
-                "a.jsonl",
-                '{"prompt": "a", "completion": ""}',
-                '{path}, line 1: the answer in "completion" is empty; add one or drop the example',
             ),
             (
                 "a.jsonl",
@@ -455,11 +445,6 @@ class TestRefusals:
                 "a.jsonl",
                 chat(*turns("a"), {"role": "assistant", "content": None}),
                 "{path}, line 1: turn 2 holds no string; mend it or drop the example",
-            ),
-            (
-                "a.jsonl",
-                chat(*turns("a", "b", "c", " ")),
-                "{path}, line 1: the answer in turn 4 is empty; add one or drop the example",
             ),
             *(
                 (
@@ -539,3 +524,25 @@ class TestSharedData:
         fields = '"id", "name", "instruction", "instances", "is_classification"'
         with pytest.raises(LorashearError, match=f"line 1: its fields are {fields}; understood are "):
             instruction_windows(characters(), path, 512)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "a", "output": " "},
+        {"prompt": "a", "completion": ""},
+        {"prompt": "a", "completion": [{"role": "assistant", "content": "\n"}]},
+    ],
+)
+def test_an_example_with_an_empty_answer_is_left_out(tmp_path: Path, record: Any, template: str | None) -> None:
+    """Published data has some."""
+    good = {"instruction": "a", "output": "b"}
+    found = instruction_windows(characters(template), write(tmp_path / "a.jsonl", record, good), 300)
+    assert (found.examples, found.left_out, len(found.rows)) == (2, 1, 1)
+
+
+def test_an_empty_turn_is_only_read(tmp_path: Path) -> None:
+    found = windows(characters(CHATML), tmp_path, {"messages": turns("a", " ", "c", "d")}, length=200)
+    learned = [PIECES[n] for n in found.rows[0].tolist() if n >= 0]
+    assert learned == ["d", "<|im_end|>", "\n"]

@@ -249,6 +249,68 @@ def test_compile_ends_with_it(exact: Path, kinds: dict[str, Path], tmp_path: Pat
     assert found["perplexity"]["after"] < found["perplexity"]["pruned"]
 
 
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each is answered by the word that begins it, five times."""
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    rows = [
+        {"prompt": " ".join([WORDS[i % 50], *WORDS[i : i + i % 7]]), "completion": f"{WORDS[i % 50]} " * 5}
+        for i in range(80)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_instructions_come_at_last_with_some_of_the_text(
+    exact: Path, pruned: Path, kinds: dict[str, Path], questions: Path, tmp_path: Path
+) -> None:
+    """Answers are learned; more of what came back is kept where some of the text is among them."""
+    found = {
+        replay: recovered(
+            pruned, tmp_path / f"{replay}", text=kinds, instruct=questions, tokens=16_000, dense=exact, replay=replay
+        )["recovery"]
+        for replay in (0.0, 0.5)
+    }
+    for replay, recovery in found.items():
+        corpora, tuning = recovery["stages"]
+        assert recovery["subsets"] == [*kinds, "instructions"] and recovery["examples"]["examples"] == 80
+        assert (corpora["name"], tuning["name"]) == ("corpora", "instructions")
+        assert corpora["tokens"] == pytest.approx(12_000, rel=0.03) and tuning["tokens"] == pytest.approx(4000, rel=0.1)
+        assert set(corpora["measured"][0]["share"]) == set(kinds)
+        first, last = tuning["measured"][0], tuning["measured"][-1]
+        assert first["share"]["instructions"] == 1 - replay and sum(first["share"].values()) == pytest.approx(1)
+        assert last["loss"]["instructions"] < first["loss"]["instructions"] - 1
+        log = (tmp_path / f"{replay}" / "lorashear" / "training.jsonl").read_text().splitlines()
+        assert len(log) == corpora["steps"] + tuning["steps"]
+    lost = {
+        replay: sum(recovery["stages"][1]["measured"][-1]["loss"][name] for name in kinds)
+        for replay, recovery in found.items()
+    }
+    assert lost[0.5] < lost[0.0]
+
+
+def test_instructions_alone(exact: Path, pruned: Path, questions: Path, tmp_path: Path) -> None:
+    found = recovered(pruned, tmp_path / "out", instruct=questions, dense=exact)
+    (stage,) = found["recovery"]["stages"]
+    assert stage["name"] == "instructions" and found["perplexity"] is None
+    losses = [m["loss"]["instructions"] for m in stage["measured"]]
+    assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"one_shot": True}, r"instruct is what to train on at last, and there is no tokens \(--tokens N\)"),
+        ({"tokens": 100, "text": ()}, "tokens asks for training, which needs text"),
+    ],
+)
+def test_instructions_of_compile_need_tokens_and_text(
+    exact: Path, kinds: dict[str, Path], questions: Path, tmp_path: Path, more: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(lorashear.LorashearError, match=sentence):
+        lorashear.compile(exact, 0.4, tmp_path / "out", **{"text": kinds, "instruct": questions, **more})
+
+
 WRONG: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "nothing to train on": (
         lambda _: {},
@@ -285,6 +347,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost(what: str, pruned: Path, 
     (tmp_path / "long.txt").write_text("\n\n".join(" ".join(WORDS) for _ in range(30)))
     (tmp_path / "broken.jsonl").write_text('{"text": "w1"}\n{"text": \n')
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 100)
+    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+    (tmp_path / "odd.jsonl").write_text('{"text": "w1"}')
+    (tmp_path / "single.jsonl").write_text('{"prompt": "w1", "completion": "w2"}')
     there = sorted(tmp_path.iterdir())
     more, sentence = WRONG[what]
     with pytest.raises(lorashear.LorashearError, match=sentence) as error:

@@ -30,8 +30,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import lorashear
 from lorashear import data
-from lorashear.calibration import instructions
+from lorashear.calibration import held_out
 from lorashear.evaluate import mean_loss
+from lorashear.instructions import instruction_windows
 from lorashear.processes import Processes
 from subjects import CONTEXT, SHARED, Subject, subjects
 from trials import DENSE, Results, machine, machines, workers
@@ -82,7 +83,7 @@ def run(trial: Recovery) -> dict[str, Any]:
             for name, file in trial.test.items()
         }
         if trial.instruct:  # the same ones are held out of every training
-            held = instructions(tokenizer, [trial.instruct], CONTEXT, 0).heldout
+            held = held_out(instruction_windows(tokenizer, trial.instruct, CONTEXT).rows, trial.seed).heldout
             losses["instructions"] = mean_loss(model, held, Processes())
     seconds = round(time.perf_counter() - started)
     return {**trial.key, "loss": losses, "seconds": seconds, "machine": machine("cpu")}
