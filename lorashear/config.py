@@ -45,6 +45,10 @@ class Training:
     full: bool = False  # all weights of the pruned model are trained, not an adapter
     rank: int = 16  # of the LoRA adapters that are trained
     distill: float = DISTILL  # share of the training loss that is the distance from the dense model
+    distill_top_k: int | None = (
+        None  # likeliest next tokens that the dense model says beforehand, so that it need not be in
+    )
+    # memory; by default it is, and says all
     adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
     packed: bool = (
         True  # documents stand on end, are cut into windows, and attention crosses their boundaries; False: one
@@ -96,6 +100,8 @@ class Training:
             )
         if not 0 <= self.distill <= 1:
             raise LorashearError(f"distill is {self.distill:g}; it is a share of the loss, from 0 to 1")
+        if self.distill_top_k is not None and self.distill_top_k < 1:
+            raise LorashearError(f"distill_top_k is {self.distill_top_k}; it is a number of next tokens, 1 or more")
         if self.adapter not in ADAPTER:
             raise LorashearError(f"adapter is {self.adapter}; there are {', '.join(ADAPTER)}")
 

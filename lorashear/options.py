@@ -41,6 +41,12 @@ MicroBatch = Annotated[
 ]
 Rank = Annotated[int, typer.Option(help="of the LoRA adapter that is trained")]
 Distill = Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        help="the dense model says this many likeliest next tokens beforehand, to a file, and is not in memory in training"
+    ),
+]
 HowAdapter = Annotated[str, typer.Option(help="merge it into the weights, or keep it beside them")]
 Context = Annotated[int | None, typer.Option(help="tokens a window of text")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, …")]

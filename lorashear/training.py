@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from lorashear import trainstate
 from lorashear.data import tokens_in, told
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size, mean_loss
-from lorashear.losses import losses
+from lorashear.losses import Teacher, losses
 from lorashear.mixture import Measured, Mixture
 from lorashear.processes import Processes
 from lorashear.recipes import Recipe
@@ -32,6 +31,8 @@ from lorashear.snapshots import Snapshots
 from lorashear.stopping import deferred
 
 CLIP = 1.0  # the gradient's norm at most
+FIGURES = ("loss", "text", "divergence", "distance")
+"""Of a step: what is made smaller, and what that is made of."""
 ANOTHER = 7919  # between the seeds of two processes, for what they drop at random
 
 
@@ -83,7 +84,7 @@ def adapt(
     folder: Path,
     shown: Shown,
     *,
-    teacher: torch.nn.Module | None = None,
+    teacher: Teacher | None = None,
     companion: Companion | None = None,
     snapshots: Snapshots | None = None,
     processes: Processes | None = None,
@@ -169,7 +170,7 @@ def train(
     model: torch.nn.Module,
     mixture: Mixture,
     *,
-    teacher: torch.nn.Module | None = None,
+    teacher: Teacher | None = None,
     companion: Companion | None = None,
     snapshots: Snapshots | None = None,
     stepped: Callable[[Step], None] | None = None,
@@ -217,10 +218,11 @@ def train(
                 group["lr"] = rate
             optimizer.zero_grad()
             with processes.others(f"computing step {step} of {mixture.last}"):
-                found = _backward(model, teacher, rows, recipe, recipe.done(step), device, processes)
-                found = _added_up(parameters, found, processes)
+                mine = _backward(model, teacher, rows, recipe, recipe.done(step), device, processes)
+                summed = _added_up(parameters, mine, processes)
+                found: dict[str, Any] = {name: summed[name] if summed[_known(name)] else None for name in FIGURES}
                 norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            if not math.isfinite(found["loss"]) or not math.isfinite(full(norm).item()):
+            if not math.isfinite(summed["loss"]) or not math.isfinite(full(norm).item()):
                 for parameter, value in zip(parameters, good, strict=True):
                     parameter.data.copy_(value)
                 raise LorashearError(
@@ -264,7 +266,7 @@ def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:
 
 def _backward(
     model: torch.nn.Module,
-    teacher: torch.nn.Module | None,
+    teacher: Teacher | None,
     rows: Tensor,
     recipe: Recipe,
     done: float,
@@ -275,17 +277,23 @@ def _backward(
     name, and all together."""
     size = recipe.micro_batch or batch_size(rows.shape[1], _vocabulary(model))
     every = told(rows)
-    found: dict[str, float] = defaultdict(float)
+    found = dict.fromkeys((*FIGURES, *map(_known, FIGURES)), 0.0)
     for some, share in processes.dealt(rows, size):
         with processes.accelerator.autocast():
             each = losses(model, teacher if recipe.distill else None, some.to(device))
         total = each.total(recipe.distill, done)
         share = share * told(some) / every
         (total * share).backward()
-        for name, value in {"loss": total, **vars(each)}.items():
+        for name, value in zip(FIGURES, (total, each.text, each.divergence, each.distance), strict=True):
             if value is not None:
                 found[name] += value.item() * share
+                found[_known(name)] += share
     return found
+
+
+def _known(name: str) -> str:
+    """What counts the share of a step for which a figure is known."""
+    return f"{name} known"
 
 
 def _added_up(parameters: list[torch.nn.Parameter], found: dict[str, float], processes: Processes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lorashear.lora import PREFIX
 from lorashear.mixture import Mixture
 from lorashear.run import Compilation
 from lorashear.sharding import SharedWeights, full
+from lorashear.teaching import Online
 from lorashear_ir.groups import Group, Groups
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 
@@ -64,7 +65,7 @@ def transfer(
             mixture,
             run.place(STAGE),
             partial(run.stage.stepped, STAGE),
-            teacher=run.sharded(run.dense() if dense is None else dense) if settings.distill else None,
+            teacher=Online(run.sharded(run.dense() if dense is None else dense)) if settings.distill else None,
             companion=lhspg,
             snapshots=run.snapshots(STAGE),
             processes=run.processes,

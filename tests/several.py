@@ -15,6 +15,7 @@ from lorashear.adapters import quiet
 from lorashear.mixture import Mixture
 from lorashear.processes import Processes
 from lorashear.sharding import SharedWeights, full
+from lorashear.teaching import Online
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 from test_lhspg import batches
@@ -56,7 +57,7 @@ def trained(processes: Processes, form: str, how: str, dtype: str) -> dict[str, 
     training.train(
         model,
         Mixture.of(text, training.Recipe(STEPS, 1e-2, batch=3, micro_batch=1)),
-        teacher=teacher,
+        teacher=Online(teacher),
         companion=companion,
         stepped=lambda step: steps.append({"loss": step.loss, "text": step.text}),
         processes=processes,

@@ -26,6 +26,7 @@ from lorashear.mixture import Mixture
 from lorashear.output import WORK, unfinished
 from lorashear.snapshots import Snapshots
 from lorashear.stopping import deferred
+from lorashear.teaching import Online
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 from test_lhspg import batches
@@ -66,7 +67,12 @@ def run(form: str, snapshots: Snapshots | None = None, kill: int = 0, number: in
 
     recipe = training.Recipe(STEPS, 1e-2, batch=3)
     text = torch.cat([batch["input_ids"] for batch in batches(4)])
-    more: Any = {"teacher": random_llama("tied"), "companion": companion, "snapshots": snapshots, "stepped": stepped}
+    more: Any = {
+        "teacher": Online(random_llama("tied")),
+        "companion": companion,
+        "snapshots": snapshots,
+        "stepped": stepped,
+    }
     training.train(model, Mixture.of(text, recipe), **more)
     return model, steps
 

@@ -25,6 +25,7 @@ from lorashear.data import PADDING
 from lorashear.evaluate import perplexity
 from lorashear.losses import STREAM, losses
 from lorashear.mixture import Mixture
+from lorashear.teaching import Online
 from lorashear.verifying import verify
 from lorashear_passes.walk import heldout_loss
 from test_theorem import random_llama
@@ -46,7 +47,10 @@ def trained(
     model = attaching.attach(random_llama("tied"), rank=recipe.rank, seed=recipe.seed)
     steps: list[training.Step] = []
     training.train(
-        model, Mixture.of(windows() if text is None else text, recipe), teacher=teacher, stepped=steps.append
+        model,
+        Mixture.of(windows() if text is None else text, recipe),
+        teacher=teacher and Online(teacher),
+        stepped=steps.append,
     )
     return model, steps
 
@@ -136,7 +140,7 @@ def test_the_stream_counts_less_and_less() -> None:
 
 def test_a_stream_of_another_width_is_not_compared() -> None:
     wide = AutoModelForCausalLM.from_config(tiny("llama", vocab_size=96, hidden_size=64))
-    found = losses(random_llama("tied"), wide, windows())
+    found = losses(random_llama("tied"), Online(wide), windows())
     assert found.divergence is not None and found.distance is None
     assert found.total(0.5, 0.0).item() == pytest.approx((found.text + found.divergence).item() / 2)
 
@@ -162,8 +166,8 @@ def test_padding_counts_for_nothing() -> None:
     rows[0, :12], rows[1, :5] = long[0], short[0]
     model = attaching.attach(random_llama("tied"), rank=2)
     teacher = different()
-    together = losses(model, teacher, rows)
-    apart = [losses(model, teacher, each) for each in (long, short)]
+    together = losses(model, Online(teacher), rows)
+    apart = [losses(model, Online(teacher), each) for each in (long, short)]
     for name, found in vars(together).items():
         first, second = (getattr(each, name) for each in apart)
         assert found.item() == pytest.approx((11 * first.item() + 4 * second.item()) / 15, rel=1e-5)

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lorashear import attaching, models, training
 from lorashear.config import BATCH
 from lorashear.mixture import Mixture
+from lorashear.teaching import Online
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 
@@ -143,7 +144,7 @@ def fading(args: argparse.Namespace) -> Callable[[], float]:
 
 
 def recovery(args: argparse.Namespace) -> Callable[[], float]:
-    return stepping(args, attaching.attach(model(args, 0.5), rank=16), teacher=model(args))
+    return stepping(args, attaching.attach(model(args, 0.5), rank=16), teacher=Online(model(args)))
 
 
 FORM = {"LoRA": lora, "LHSPG": fading, "recovery": recovery}

@@ -34,6 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 from lorashear import attaching, losses, recipes, training, transfer
 from lorashear.config import BATCH
 from lorashear.mixture import Mixture
+from lorashear.teaching import Online
 from lorashear_passes import oneshot
 from lorashear_passes.lhspg import Lhspg
 from lorashear_passes.saliency import in_rounds
@@ -143,7 +144,7 @@ class Gates:
             now.update(self.values(min(1.0, 2 * done), COLD**done))
 
         now.update(self.values(0.0, 1.0))
-        training.train(carrying, Mixture.of(windows, recipe), teacher=dense, stepped=stepped)
+        training.train(carrying, Mixture.of(windows, recipe), teacher=Online(dense), stepped=stepped)
 
     def _learn(self) -> None:
         """A step down the gradients, each a weight of its part: on one scale for all, so that what matters more rises faster."""
