@@ -69,7 +69,7 @@ def test_all_of_what_is_likely_is_the_whole_divergence(kept_in: Path) -> None:
     kept = remember(lambda: teacher, [rows], vocabulary(model), "a")
     whole, remembered = (losses(model, each, rows) for each in (Online(teacher), Remembered(kept, [rows])))
     assert whole.divergence is not None and remembered.divergence is not None
-    assert remembered.divergence.item() == pytest.approx(whole.divergence.item(), rel=5e-3)
+    assert remembered.divergence.item() == pytest.approx(whole.divergence.item(), abs=3e-3)
     assert remembered.distance is None and whole.distance is not None
     assert remembered.text == whole.text
 
@@ -163,16 +163,14 @@ def test_one_that_was_stopped_leaves_nothing(kept_in: Path, monkeypatch: pytest.
 def test_windows_of_narrow_numbers_and_in_parts_are_the_same(kept_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, model = plain(), random_llama("tied")
     one = remember(dense, [rows], 4, "a")
-    content = one.path.read_bytes()
+    before = Remembered(one, [rows])(rows)
     assert remember(never, [rows.to(torch.int16)], 4, "a") == one
     one.path.unlink()
     monkeypatch.setattr("lorashear.teaching.batch_size", lambda *_: 1)
     again = remember(dense, [rows[:2], rows[2:]], 4, "a")
+    after = Remembered(again, [rows])(rows)
     assert again.path == one.path
-    first, second = (
-        torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in (content, again.path.read_bytes())
-    )
-    assert (first != second).float().mean() < 0.01  # of other batches the last bit may differ
+    assert (after.likely - before.likely)[rows[:, 1:] != PADDING].abs().max() < 0.01
     order = torch.tensor([3, 0, 5])
     assert losses(model, Remembered(again, [rows.to(torch.int16)]), rows[order]).divergence is not None
 
