@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, evaluate, launched, models, results, sharding, trackers
-from lorashear.calibration import GUARD_SHARE, read_windows, window_length
+from lorashear import adapters, checkpoint, fitting, launched, models, results, trackers
+from lorashear.calibration import GUARD_SHARE, read_windows
 from lorashear.config import HOW, Settings
 from lorashear.cutting import Given, prune, read
 from lorashear.errors import LorashearError
@@ -168,9 +168,11 @@ def _compile(
     resume: bool,
     estimated: Callable[[Estimate], None] | None,
 ) -> CompileResult:
-    source, settings, stage = run.source, run.settings, run.stage
+    source, stage = run.source, run.stage
     config = models.read_config(source.folder, trust_remote_code=run.trust_remote_code)
     twin = models.build_twin(config, trust_remote_code=run.trust_remote_code)
+    settings = fitting.settled(run.settings, lambda each: _estimate(source, twin, each, bool(texts), target), stage.say)
+    run = replaced(run, settings=settings)
     if estimated:
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
@@ -211,21 +213,7 @@ def _job(run: Compilation, given: Given) -> str:
 def _estimate(
     source: checkpoint.Checkpoint, twin: PreTrainedModel, settings: Settings, text: bool, target: Path
 ) -> Estimate:
+    sizes = fitting.sizes(twin, settings)
     windows = settings.windows + -(-settings.windows // GUARD_SHARE)
-    table: Any = twin.get_input_embeddings()
-    vocabulary, hidden = map(int, table.weight.shape)
-    length = window_length(twin.config, settings)
-    shapes = [tuple(p.shape) for p in twin.parameters()]
-    return Estimate.of_compile(
-        source,
-        shapes,
-        settings,
-        target,
-        tokens=windows * length if text else 0,
-        batch=evaluate.batch_size(length, vocabulary) * length,
-        length=length,
-        hidden=hidden,
-        vocabulary=vocabulary,
-        layers=int(getattr(twin.config.get_text_config(), "num_hidden_layers", None) or 1),
-        shares=launched.count() if sharding.wanted(settings.fsdp) else 1,
-    )
+    tokens = windows * sizes.length if text else 0
+    return Estimate.of_compile(source, sizes, settings, target, tokens=tokens, shares=fitting.shares(settings))

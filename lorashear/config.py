@@ -44,7 +44,10 @@ class Training:
     fsdp: bool = False  # each process holds a part of the weights while it trains
     full: bool = False  # all weights of the pruned model are trained, not an adapter
     rank: int = 16  # of the LoRA adapters that are trained
-    distill: float = DISTILL  # share of the training loss that is the distance from the dense model
+    distill: float | None = (
+        None  # share of the training loss that is the distance from the dense model; by default 0.8 where
+    )
+    # that fits into memory beside the pruned one
     distill_top_k: int | None = (
         None  # likeliest next tokens that the dense model says beforehand, so that it need not be in
     )
@@ -98,7 +101,7 @@ class Training:
             raise LorashearError(
                 "full trains the weights themselves, so that there is no adapter to keep: leave one out"
             )
-        if not 0 <= self.distill <= 1:
+        if self.distill is not None and not 0 <= self.distill <= 1:
             raise LorashearError(f"distill is {self.distill:g}; it is a share of the loss, from 0 to 1")
         if self.distill_top_k is not None and self.distill_top_k < 1:
             raise LorashearError(f"distill_top_k is {self.distill_top_k}; it is a number of next tokens, 1 or more")

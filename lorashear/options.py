@@ -40,7 +40,12 @@ MicroBatch = Annotated[
     int | None, typer.Option(help="of them at once in each process; by default as many as keep the logits small")
 ]
 Rank = Annotated[int, typer.Option(help="of the LoRA adapter that is trained")]
-Distill = Annotated[float, typer.Option(help="share of the loss that is the distance from the dense model")]
+Distill = Annotated[
+    float | None,
+    typer.Option(
+        help="share of the loss that is the distance from the dense model; by default 0.8 where that fits into memory"
+    ),
+]
 TopK = Annotated[
     int | None,
     typer.Option(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lorashear.config import BATCH, Training
+from lorashear.config import BATCH, DISTILL, Training
 
 WARM_UP = 0.1  # share of the steps in which the rate rises to its highest: a pruned model's first gradients are large
 
@@ -22,7 +22,7 @@ class Recipe:
     rate: float  # the highest learning rate; a cosine leads down from it to zero
     rank: int = Training.rank  # 0 where all weights are trained
     batch: int = BATCH  # windows a step, of all processes together
-    distill: float = Training.distill  # share of the loss that the dense model has, the rest that of the text itself
+    distill: float = DISTILL  # share of the loss that the dense model has, the rest that of the text itself
     seed: int = 0
     micro_batch: int | None = None  # windows at once in each process; by default as many as keep the logits small
     before: int = 0  # steps of the same schedule that another training did
@@ -51,7 +51,7 @@ def recipe(settings: Training, model: Any, steps: int) -> Recipe:
         settings.learning_rate or rate,
         rank,
         settings.batch,
-        settings.distill,
+        settings.distill or 0.0,
         settings.seed,
         settings.micro_batch,
     )

@@ -14,12 +14,13 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lorashear import checkpoint, models, results, trackers
+from lorashear import checkpoint, fitting, models, results, trackers
 from lorashear.calibration import read_windows
 from lorashear.checkpoint import Checkpoint
 from lorashear.compiler import CompileResult
 from lorashear.config import HOW, Training
 from lorashear.errors import LorashearError
+from lorashear.estimate import Estimate
 from lorashear.folder import BESIDE
 from lorashear.loading import check_usable
 from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
@@ -91,6 +92,7 @@ def recover(
             check_target(target, source=found.folder, overwrite=overwrite, bytes_needed=source.bytes)
             _check_vocabulary(found.folder, pruned)
         name = str(dense or report["model"]) if found else report["model"]
+        wanted = fitting.settled(wanted, lambda each: _estimate(source, found, each, target), say) if found else wanted
         stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
         run = Run(found, name, wanted, stages, trust_remote_code, processes=processes, why=why)
         if why and say:
@@ -127,6 +129,13 @@ def _dense(dense: str | Path | None, revision: str | None, report: dict[str, Any
         return Checkpoint.open(checkpoint.resolve(name, report.get("revision"))), ""
     except LorashearError as error:
         return None, f"{name}, the dense model, cannot be had ({error}), and {ALIKE}"
+
+
+def _estimate(pruned: Checkpoint, dense: Checkpoint, settings: Training, target: Path) -> Estimate:
+    small, large = (models.build_twin(models.read_config(each.folder)) for each in (pruned, dense))
+    parameters = sum(parameter.numel() for parameter in large.parameters())
+    sizes = fitting.sizes(small, settings)
+    return Estimate.of_recover(pruned, sizes, parameters, settings, target, shares=fitting.shares(settings))
 
 
 def _check_vocabulary(dense: Path, pruned: Path) -> None:

@@ -10,12 +10,14 @@ is less (tests/test_estimate.py).
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from lorashear import fitting
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
 from lorashear.estimate import Estimate
@@ -64,15 +66,10 @@ def memory(shape: tuple[int, ...], case: dict[str, Any], context: int) -> int:
     settings = Settings(ratio=0.2, device="cuda", micro_batch=1, gradient_checkpointing=True, **case)
     return Estimate.of_compile(
         Checkpoint(Path(), {}, {}),
-        [tuple(parameter.shape) for parameter in model.parameters()],
+        replace(fitting.sizes(model, replace(settings, context=context)), batch=512),
         settings,
         Path.cwd(),
         tokens=0 if training else WINDOWS * 512,
-        batch=512,
-        length=context,
-        hidden=config.hidden_size,
-        vocabulary=config.vocab_size,
-        layers=config.num_hidden_layers,
         shares=4 if settings.fsdp else 1,
     ).memory
 
