@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from lorashear import adapters, checkpoint, emit
 from lorashear.errors import Fault, LorashearError
-from lorashear.rebuild import Removed, copied, rebuilt
+from lorashear.rebuild import Original, Removed, copied, rebuilt
+from lorashear.remembering import Remembered, content
 from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Group, Groups
@@ -249,6 +250,24 @@ def expressible(
 
     It can if a field of its config sets the width, or if attributes of the modules of a copy do.
     """
+    twin = inputs is None and not adapters.holds(module) and all(p.is_meta for p in module.parameters())
+    if twin:  # all that a folder says of its class is its config
+        asked = type(module), *content(config), found.digest
+        reasons = _REASONS.get(asked, lambda: _reasons(found, config, module, inputs))
+    else:
+        reasons = _reasons(found, config, module, inputs)
+    result: list[Group] = []
+    for each in found.values():
+        reason = each.reason or reasons[each.name]
+        result.append(replace(each, prunable=not reason, reason=reason))
+    return Groups(result, found.tensors, found.norms, found.tied, found.typed)
+
+
+_REASONS: Remembered[dict[str, str]] = Remembered(16)
+
+
+def _reasons(found: Groups, config: PreTrainedConfig, module: torch.nn.Module, inputs: Inputs | None) -> dict[str, str]:
+    """Why the class cannot take prunable groups at other widths; empty where it can."""
     families: dict[tuple[str, int], dict[str, list[int]]] = {}
     for each in found.values():
         if each.prunable:
@@ -261,11 +280,7 @@ def expressible(
         wrong = _without_config(module, found, removed, inputs) if reason else {}
         for name in removed:
             reasons[name] = f"{reason}: {wrong[name]}" if wrong.get(name) else "" if wrong else reason
-    result: list[Group] = []
-    for each in found.values():
-        reason = each.reason or reasons[each.name]
-        result.append(replace(each, prunable=not reason, reason=reason))
-    return Groups(result, found.tensors, found.norms, found.tied, found.typed)
+    return reasons
 
 
 def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, inputs: Inputs | None) -> dict[str, str]:
@@ -275,16 +290,16 @@ def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, in
     """
     assert found.typed is not None, "groups of a captured model have its graph"
     hollow = emptied(module)
-    given = keywords(hollow, inputs)
+    original = Original(hollow, found.typed, found, keywords(hollow, inputs))
     towers: dict[str, dict[str, Collection[int]]] = {}
     for name, indices in removed.items():
         towers.setdefault(re.sub(r"\d+", "*", name), {})[name] = indices
-    small, wrong = rebuilt(hollow, found.typed, found, removed, given)
+    small, wrong = rebuilt(original, removed)
     if len(towers) == 1:
         return dict.fromkeys(removed, wrong)
     reasons: dict[str, str] = {}
     for tower in towers.values():
-        alone, why = rebuilt(hollow, found.typed, found, tower, given)
+        alone, why = rebuilt(original, tower)
         if alone is None and small is not None:
             other = next(name for name in removed if name not in tower)
             why = f"its modules take this width only together with others, as that of {other}"
