@@ -274,23 +274,25 @@ def _reasons(found: Groups, config: PreTrainedConfig, module: torch.nn.Module, i
             first = [block * each.axis.size for block in range(each.blocks)]
             families.setdefault((each.kind, each.size), {})[each.name] = first
     by_config = _by_config(config, found, families) if not adapters.holds(module) else {}
+    original: Original | None = None
     reasons: dict[str, str] = {}
     for family, removed in families.items():
         reason = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
-        wrong = _without_config(module, found, removed, inputs) if reason else {}
+        if reason and original is None:
+            assert found.typed is not None, "groups of a captured model have its graph"
+            hollow = emptied(module)
+            original = Original(hollow, found.typed, found, keywords(hollow, inputs))
+        wrong = _without_config(original, removed) if reason and original else {}
         for name in removed:
             reasons[name] = f"{reason}: {wrong[name]}" if wrong.get(name) else "" if wrong else reason
     return reasons
 
 
-def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, inputs: Inputs | None) -> dict[str, str]:
+def _without_config(original: Original, removed: Removed) -> dict[str, str]:
     """What stops each group from getting its width by attributes; empty where nothing does.
 
     All are tried at once, and those that differ only in numbers (the layers of a tower) apart from the others.
     """
-    assert found.typed is not None, "groups of a captured model have its graph"
-    hollow = emptied(module)
-    original = Original(hollow, found.typed, found, keywords(hollow, inputs))
     towers: dict[str, dict[str, Collection[int]]] = {}
     for name, indices in removed.items():
         towers.setdefault(re.sub(r"\d+", "*", name), {})[name] = indices
