@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -33,7 +34,8 @@ from lorashear.fields import (
     without,
 )
 from lorashear.generated import generated, unpruned
-from lorashear.rebuild import rebuilt
+from lorashear.rebuild import Original, rebuilt
+from lorashear.remembering import Remembered, content
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
 from lorashear_passes.aten import DTYPES
@@ -75,6 +77,10 @@ def solve(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[E
 
 def by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     """As `solve`, with classes that transformers has."""
+    return _remembered(_by_fields, config, groups, removed)
+
+
+def _by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     assert groups.typed is not None, "groups of a captured model have its graph"
     wanted: Graph | None = None
     reason = f"no config can express these widths: {_describe(groups, removed)}"
@@ -89,19 +95,28 @@ def by_fields(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tup
 
 def _stuck(before: PreTrainedConfig, after: PreTrainedConfig, graph: Graph) -> str:
     """What stops the class from going on from its cache, where it does so at its old widths."""
-    failed, unpruned_too = (continued(build(each, "meta").eval(), like(graph))[1] for each in (after, before))
-    return f"with its cache: {failed}" if failed and not unpruned_too else ""
+
+    def stops(config: PreTrainedConfig) -> str:
+        return continued(build(config, "meta").eval(), like(graph))[1]
+
+    failed = stops(after)
+    return f"with its cache: {failed}" if failed and not stops(before) else ""
 
 
 def by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     """As `solve`, with a class generated from a copy of the model whose modules are set to other widths."""
+    return _remembered(_by_modules, config, groups, removed)
+
+
+def _by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tuple[Emission | None, str]:
     assert groups.typed is not None
     try:
         if stored_shapes(config) != shapes_after(groups, {}):
             return None, "the class of a language model of this config is another one"
     except Exception as error:  # whatever a class raises
         return None, f"this config has no language model: {error}"
-    small, wrong = rebuilt(build(config, "meta").eval(), groups.typed, groups, removed, like(groups.typed))
+    twin = Original(build(config, "meta").eval(), groups.typed, groups, like(groups.typed))
+    small, wrong = rebuilt(twin, removed)
     if small is None:
         return None, f"its class cannot take them in its modules: {wrong}"
     whole = unpruned(config)
@@ -118,6 +133,24 @@ def by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> tu
         if not _otherwise(config, after, groups.typed, wanted):
             return Emission(after, "generated"), ""
     return None, f"the class generated for them is wrong: {wrong}"
+
+
+Found = tuple[Emission | None, str]
+
+
+def _remembered(
+    find: Callable[[PreTrainedConfig, Groups, Removed], Found],
+    config: PreTrainedConfig,
+    groups: Groups,
+    removed: Removed,
+) -> Found:
+    """What is found, with a config of its own, since those who get one set what is theirs."""
+    chosen = tuple((name, tuple(indices)) for name, indices in removed.items())
+    found, reason = _FOUND.get((find, *content(config), groups.digest, chosen), lambda: find(config, groups, removed))
+    return found and replace(found, config=copy.deepcopy(found.config)), reason
+
+
+_FOUND: Remembered[Found] = Remembered(16)
 
 
 def _groups(config: PreTrainedConfig, graph: Graph) -> Groups:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from lorashear.remembering import Remembered, content
 from lorashear_ir.axes import Product, axes_of, size_with
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups
@@ -76,6 +77,14 @@ def driven(config: PreTrainedConfig, groups: Groups, names: Collection[str], *, 
     What the config itself would refuse, as heads that do not divide a width, does not count. With ``chance`` also the
     most fields that fit, some of which may have the number of a width by chance.
     """
+    asked = *content(config), groups.digest, tuple(names), chance
+    return _DRIVEN.get(asked, lambda: _driven(config, groups, names, chance))
+
+
+_DRIVEN: Remembered[list[Changes]] = Remembered(64)
+
+
+def _driven(config: PreTrainedConfig, groups: Groups, names: Collection[str], chance: bool) -> list[Changes]:
     removed = {name: [block * groups[name].axis.size for block in range(groups[name].blocks)] for name in names}
     single = one_layer(config, groups, removed)
     wanted = shapes_after(groups, removed)
@@ -232,12 +241,7 @@ def missing(config: PreTrainedConfig, wanted: Shapes, *, whole: bool) -> float:
 
 def stored_shapes(config: PreTrainedConfig) -> Shapes:
     """The shape of every tensor that a model of the config stores, each tied one once."""
-    content = type(config), repr(config.to_dict())
-    if content not in _SHAPES:
-        if len(_SHAPES) >= KEPT:
-            _SHAPES.clear()
-        _SHAPES[content] = _stored_shapes(config)
-    return _SHAPES[content]
+    return _SHAPES.get(content(config), lambda: _stored_shapes(config))
 
 
 def _stored_shapes(config: PreTrainedConfig) -> Shapes:
@@ -246,7 +250,7 @@ def _stored_shapes(config: PreTrainedConfig) -> Shapes:
     return {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers()) if n in stored}
 
 
-_SHAPES: dict[tuple[type, str], Shapes] = {}  # the same few changes are tried for one width after another
+_SHAPES: Remembered[Shapes] = Remembered(KEPT)  # the same few changes are tried for one width after another
 
 
 def build(config: PreTrainedConfig, device: str) -> torch.nn.Module:

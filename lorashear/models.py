@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from lorashear import adapters, checkpoint, emit
 from lorashear.errors import Fault, LorashearError
-from lorashear.rebuild import Removed, copied, rebuilt
+from lorashear.rebuild import Original, Removed, copied, rebuilt
+from lorashear.remembering import Remembered, content
 from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Group, Groups
@@ -249,18 +250,12 @@ def expressible(
 
     It can if a field of its config sets the width, or if attributes of the modules of a copy do.
     """
-    families: dict[tuple[str, int], dict[str, list[int]]] = {}
-    for each in found.values():
-        if each.prunable:
-            first = [block * each.axis.size for block in range(each.blocks)]
-            families.setdefault((each.kind, each.size), {})[each.name] = first
-    by_config = _by_config(config, found, families) if not adapters.holds(module) else {}
-    reasons: dict[str, str] = {}
-    for family, removed in families.items():
-        reason = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
-        wrong = _without_config(module, found, removed, inputs) if reason else {}
-        for name in removed:
-            reasons[name] = f"{reason}: {wrong[name]}" if wrong.get(name) else "" if wrong else reason
+    twin = inputs is None and not adapters.holds(module) and all(p.is_meta for p in module.parameters())
+    if twin:  # all that a folder says of its class is its config
+        asked = type(module), *content(config), found.digest
+        reasons = _REASONS.get(asked, lambda: _reasons(found, config, module, inputs))
+    else:
+        reasons = _reasons(found, config, module, inputs)
     result: list[Group] = []
     for each in found.values():
         reason = each.reason or reasons[each.name]
@@ -268,23 +263,45 @@ def expressible(
     return Groups(result, found.tensors, found.norms, found.tied, found.typed)
 
 
-def _without_config(module: torch.nn.Module, found: Groups, removed: Removed, inputs: Inputs | None) -> dict[str, str]:
+_REASONS: Remembered[dict[str, str]] = Remembered(16)
+
+
+def _reasons(found: Groups, config: PreTrainedConfig, module: torch.nn.Module, inputs: Inputs | None) -> dict[str, str]:
+    """Why the class cannot take prunable groups at other widths; empty where it can."""
+    families: dict[tuple[str, int], dict[str, list[int]]] = {}
+    for each in found.values():
+        if each.prunable:
+            first = [block * each.axis.size for block in range(each.blocks)]
+            families.setdefault((each.kind, each.size), {})[each.name] = first
+    by_config = _by_config(config, found, families) if not adapters.holds(module) else {}
+    original: Original | None = None
+    reasons: dict[str, str] = {}
+    for family, removed in families.items():
+        reason = by_config.get(family, f"no field of {type(config).__name__} sets this width alone")
+        if reason and original is None:
+            assert found.typed is not None, "groups of a captured model have its graph"
+            hollow = emptied(module)
+            original = Original(hollow, found.typed, found, keywords(hollow, inputs))
+        wrong = _without_config(original, removed) if reason and original else {}
+        for name in removed:
+            reasons[name] = f"{reason}: {wrong[name]}" if wrong.get(name) else "" if wrong else reason
+    return reasons
+
+
+def _without_config(original: Original, removed: Removed) -> dict[str, str]:
     """What stops each group from getting its width by attributes; empty where nothing does.
 
     All are tried at once, and those that differ only in numbers (the layers of a tower) apart from the others.
     """
-    assert found.typed is not None, "groups of a captured model have its graph"
-    hollow = emptied(module)
-    given = keywords(hollow, inputs)
     towers: dict[str, dict[str, Collection[int]]] = {}
     for name, indices in removed.items():
         towers.setdefault(re.sub(r"\d+", "*", name), {})[name] = indices
-    small, wrong = rebuilt(hollow, found.typed, found, removed, given)
+    small, wrong = rebuilt(original, removed)
     if len(towers) == 1:
         return dict.fromkeys(removed, wrong)
     reasons: dict[str, str] = {}
     for tower in towers.values():
-        alone, why = rebuilt(hollow, found.typed, found, tower, given)
+        alone, why = rebuilt(original, tower)
         if alone is None and small is not None:
             other = next(name for name in removed if name not in tower)
             why = f"its modules take this width only together with others, as that of {other}"

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from lorashear import adapters, emit, models
 from lorashear.errors import LorashearError
 from lorashear.modeling_lorashear import loop_over_odd_experts
-from lorashear.rebuild import failure, rebuilt
+from lorashear.rebuild import Original, failure, rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
@@ -91,7 +91,7 @@ def _rebuilt(
     model: torch.nn.Module, groups: Groups, removed: Removed, inputs: models.Inputs | None, reason: str
 ) -> torch.nn.Module:
     assert groups.typed is not None
-    small, wrong = rebuilt(model, groups.typed, groups, removed, models.keywords(model, inputs))
+    small, wrong = rebuilt(Original(model, groups.typed, groups, models.keywords(model, inputs)), removed)
     if small is None:
         raise LorashearError(f"{type(model).__name__} cannot take these widths ({reason}): {wrong}")
     return small

@@ -16,7 +16,7 @@ import copy
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,19 +57,44 @@ class Setting:
     value: Any
 
 
-def rebuilt(
-    model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed, inputs: Mapping[str, Any]
-) -> tuple[torch.nn.Module | None, str]:
-    """A smaller copy of ``model`` (None where its class cannot be one), and what the last try had wrong.
+@dataclass(frozen=True)
+class Original:
+    """The model that copies are made of, ``graph``, the typed program of ``model(**inputs)``, and what the model can do."""
 
-    ``graph`` is the typed program of ``model(**inputs)``.
-    """
-    small, wrong = _searched(model, graph, groups, removed, inputs)
+    model: torch.nn.Module
+    graph: Graph
+    groups: Groups
+    inputs: Mapping[str, Any]
+
+    @functools.cached_property
+    def goes_on(self) -> bool:
+        """Whether it goes on from its cache."""
+        return not continued(self.model, self.inputs)[1]
+
+    @functools.cached_property
+    def can_be_recorded(self) -> bool:
+        """Whether a recording shows the whole program."""
+        try:
+            with adapters.every_one(self.model):
+                capture(self.model, self.inputs, recorded=True)
+        except CaptureError:
+            return False
+        return True
+
+    @functools.cached_property
+    def failure(self) -> str:
+        """What its forward raises."""
+        return failure(self.model, self.inputs)
+
+
+def rebuilt(original: Original, removed: Removed) -> tuple[torch.nn.Module | None, str]:
+    """A smaller copy of a model (None where its class cannot be one), and what the last try had wrong."""
+    small, wrong = _searched(original, removed)
     if small is None:
         return None, wrong
     loop_over_odd_experts(small)
-    failed = failure(small, inputs)
-    if failed and not failure(model, inputs):
+    failed = failure(small, original.inputs)
+    if failed and not original.failure:
         return None, f"traced it is right, but when it runs: {failed}"
     return small, ""
 
@@ -84,9 +109,8 @@ def failure(model: torch.nn.Module, inputs: Mapping[str, Any]) -> str:
     return ""
 
 
-def _searched(
-    model: torch.nn.Module, graph: Graph, groups: Groups, removed: Removed, inputs: Mapping[str, Any]
-) -> tuple[torch.nn.Module | None, str]:
+def _searched(original: Original, removed: Removed) -> tuple[torch.nn.Module | None, str]:
+    model, graph, groups, inputs = original.model, original.graph, original.groups, original.inputs
     wanted = resize(graph, groups, removed)
     small = _cut_copy(model, groups, removed)
     _mend_eps(small, groups, removed)
@@ -97,21 +121,13 @@ def _searched(
         if key not in tried:
             for setting in settings:
                 _set(small, setting)
-            agreed, wrong = _agreement(small, inputs, wanted, can_be_recorded)
-            if not wrong and goes_on():
+            agreed, wrong = _agreement(small, wanted, original)
+            if not wrong and original.goes_on:
                 ended, failed = continued(small, inputs)
                 agreed = agreed[0], agreed[1] + ended
                 wrong = f"{WITH_CACHE}: {failed}" if failed else ""
             tried[key] = agreed, wrong
         return tried[key]
-
-    @functools.cache
-    def goes_on() -> bool:
-        return not continued(model, inputs)[1]
-
-    @functools.cache
-    def can_be_recorded() -> bool:
-        return _records(model, inputs)
 
     furthest, reason = (-1, 0), ""
     # Few classes read their config while they run. Where a number may change or stay, both are where to start from.
@@ -156,19 +172,7 @@ def _flips(choices: list[list[list[Setting]]], first: int) -> Iterator[tuple[int
             yield number, option
 
 
-def _records(model: torch.nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether a recording shows the whole program."""
-    try:
-        with adapters.every_one(model):
-            capture(model, inputs, recorded=True)
-    except CaptureError:
-        return False
-    return True
-
-
-def _agreement(
-    small: torch.nn.Module, inputs: Mapping[str, Any], wanted: Graph, can_be_recorded: Callable[[], bool]
-) -> tuple[tuple[int, int], str]:
+def _agreement(small: torch.nn.Module, wanted: Graph, original: Original) -> tuple[tuple[int, int], str]:
     """How many operators of the copy are as wanted and how many ran, and what the first other one is.
 
     A copy that stops where the model can be recorded is a wrong one: torch.export would find no other way through it.
@@ -176,11 +180,11 @@ def _agreement(
     try:
         with adapters.every_one(small):
             try:
-                made = capture(small, inputs, recorded=True)
+                made = capture(small, original.inputs, recorded=True)
             except CaptureError:
-                if can_be_recorded():
+                if original.can_be_recorded:
                     raise
-                made = capture(small, inputs)
+                made = capture(small, original.inputs)
             agreed, wrong = agreement(made, wanted)
     except CaptureError as error:
         if error.partial is None:

@@ -41,12 +41,14 @@ CASES = [
     falcon(new_decoder_architecture=True),
     falcon(alibi=True),
 ]
+PARTS = 3
+"""Each loads its folders in one process, and no more than a minute's work that only one of two workers can do."""
 
 
-@pytest.mark.parametrize("half", [0, 1])
-def test_a_result_of_every_family_loads_with_transformers_alone(half: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_result_of_every_family_loads_with_transformers_alone(part: int, tmp_path: Path) -> None:
     """The theorem ties the model pruned in memory to the zeroed one (`test_families.py`); this ties the folder to it."""
-    cases = CASES[half::2]
+    cases = CASES[part::PARTS]
     folders = [pruned(case, tmp_path / str(number)) for number, case in enumerate(cases)]
     for case, found in zip(cases, loaded_alone(folders), strict=True):
         assert found.difference < TOLERANCE, case.name

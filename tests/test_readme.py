@@ -14,15 +14,18 @@ import pytest
 from lorashear.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = 8
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository to a relative path."""
+    """A folder that looks like the repository to a relative path; of the text as much as makes a few dozen windows."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
     run(folder, sys.executable, "examples/stdlib_text.py", "out/demo/text")
+    train = folder / "out/demo/text/train.jsonl"
+    train.write_text("".join(train.read_text(encoding="utf-8").splitlines(keepends=True)[:DOCUMENTS]), encoding="utf-8")
     return folder
 
 

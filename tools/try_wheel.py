@@ -19,7 +19,7 @@ MODEL = ROOT / "examples" / "stdlib-llama-2.8m"
 PACKAGES = {"lorashear", "lorashear_ir", "lorashear_passes"}
 NEEDED = ("lorashear/modeling_lorashear.py", "lorashear/py.typed")
 # Some pages of text that lie wherever Python does.
-TEXT_MODULES = ("argparse", "ast", "dataclasses", "inspect", "textwrap", "tokenize")
+TEXT_MODULES = ("textwrap", "tokenize")
 
 WRITE_TEXT = """
 import importlib, inspect, json, pathlib, sys

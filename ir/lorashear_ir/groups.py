@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lorashear_ir.axes import Axis, Dim, Product, axes_of, size_with
@@ -189,6 +191,12 @@ class Groups(Mapping[str, Group]):
         from lorashear_ir.network import network
 
         return network(self._program(), self)
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for groups of the same program, of which the same can be removed."""
+        removable = [(group.name, group.prunable) for group in self.values()]
+        return hashlib.sha256(f"{self._program()}{removable}".encode()).hexdigest()
 
     def _program(self) -> Graph:
         if self.typed is None:

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Protocol
 
@@ -146,7 +147,16 @@ class _Item:
     def last(self) -> tuple[int, ...]:
         return tuple(len(family.widths) - 1 for family in self.families)
 
-    def cost(self, at: Sequence[int]) -> float:
+    def cost(self, at: tuple[int, ...]) -> float:
+        if at not in self._costs:  # each is asked for in many choices of the other items
+            self._costs[at] = self._cost(at)
+        return self._costs[at]
+
+    @cached_property
+    def _costs(self) -> dict[tuple[int, ...], float]:
+        return {}
+
+    def _cost(self, at: tuple[int, ...]) -> float:
         total = 0.0
         shares = [self._share(family, level) for family, level in zip(self.families, at, strict=True)]
         for bits, corner in enumerate(self.corners):
@@ -156,8 +166,17 @@ class _Item:
             total += factor
         return float(round(total))
 
-    def damage(self, at: Sequence[int]) -> float:
+    def damage(self, at: tuple[int, ...]) -> float:
         """Queries of removed heads are gone with them, so their damage counts for the heads that stay."""
+        if at not in self._damages:
+            self._damages[at] = self._damage(at)
+        return self._damages[at]
+
+    @cached_property
+    def _damages(self) -> dict[tuple[int, ...], float]:
+        return {}
+
+    def _damage(self, at: tuple[int, ...]) -> float:
         total, stays = 0.0, 1.0
         for family, level in zip(self.families, at, strict=True):
             share = stays if family.kind == "query" else 1.0
