@@ -16,24 +16,21 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorashear import budget, curves, models, recipes, recovery_curves, results, training
-from lorashear.calibration import Windows
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Training
 from lorashear.evaluate import mean_loss
 from lorashear.folder import BESIDE, write_adapter, write_folder
 from lorashear.lora import Adapter
-from lorashear.losses import Teacher
 from lorashear.mixture import Mixture
 from lorashear.plans import Plan
 from lorashear.run import Run
 from lorashear.slicing import Slice
 from lorashear.storage import Storage, tied
 from lorashear.stored import as_stored, take
-from lorashear.teaching import Kept, Online, Remembered, remember
+from lorashear.teaching import Online, Remembered, remember
 from lorashear.training import LOG, WHOLE, Left
 
 ALIKE = "nothing says what a subset of the text has lost: all are drawn alike, and the text alone is learned from"
@@ -63,7 +60,7 @@ def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> 
     results.write(results.recovered(before, run, plan, record, after), plan, folder)
 
 
-def train(run: Run, pruned: Path, kept: Kept | None = None, left: Left | None = None) -> dict[str, Any]:
+def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | None = None) -> dict[str, Any]:
     """Train a pruned result, stage by stage, and leave each one's adapter in its place; what was done, for the report.
 
     Args:
@@ -74,9 +71,7 @@ def train(run: Run, pruned: Path, kept: Kept | None = None, left: Left | None = 
     assert windows is not None
     dense = run.sharded(run.dense()) if run.source else None
     lost = _losses(run, dense) if run.source else None
-    teacher: Teacher | None = None
-    if settings.distill and run.source:
-        teacher = Remembered(kept, _windows(windows)) if kept else Online(dense)
+    teacher = (kept or Online(dense)) if settings.distill and run.source else None
     del dense
     model = run.sharded(run.whole(pruned) if settings.full else run.learner(pruned, pruned / BESIDE))
     done: list[dict[str, Any]] = []
@@ -107,23 +102,21 @@ def train(run: Run, pruned: Path, kept: Kept | None = None, left: Left | None = 
     }
 
 
-def _remembered(run: Run) -> Kept | None:
-    """What the dense model says of all that may be drawn, where that is asked for."""
-    settings, windows = run.settings, run.windows
-    if not (settings.distill and settings.distill_top_k and run.source and windows and windows.subsets):
+def _remembered(run: Run) -> Remembered | None:
+    """What the dense model says of all that may be drawn, where it is not to be in memory."""
+    settings, windows, source = run.settings, run.windows, run.source
+    if not (settings.distill and settings.distill_top_k and source and windows):
         return None
-    contents = [run.source.digest(), run.source.contents(), settings.dtype, settings.device.partition(":")[0]]
-    contents += [sha256(file.read_bytes()).hexdigest() for file in sorted(run.lora.glob("*"))] if run.lora else []
-    known, count = (
-        json.dumps(contents),
-        min(settings.distill_top_k, int(models.read_config(run.source.folder).get_text_config().vocab_size)),
+    known = [source.digest(), source.contents()]
+    known += [sha256(file.read_bytes()).hexdigest() for file in sorted(run.lora.glob("*"))] if run.lora else []
+    return remember(
+        run.dense,
+        [subset.training for subset in windows.subsets],
+        settings.distill_top_k,
+        "".join(known),
+        f"{settings.dtype} on {settings.device}",
+        run.stage.progress,
     )
-    return remember(run.dense, _windows(windows), count, known, run.stage.progress)
-
-
-def _windows(windows: Windows) -> list[Tensor]:
-    """Of text, to be trained on."""
-    return [subset.training for subset in windows.subsets]
 
 
 def _losses(run: Run, dense: Any) -> dict[str, float]:

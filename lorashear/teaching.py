@@ -1,146 +1,246 @@
-"""Dense models that teach: one that is there, and one whose likeliest next tokens lie in a file, so that it need not be."""
+"""What the dense model says of windows of text: asked for while training goes on, or computed once and kept in a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lorashear import cache
-from lorashear.data import PADDING, inputs
-from lorashear.errors import Fault, LorashearError
+from lorashear.data import PADDING, READ, ROWS_AT_ONCE, inputs, wanted
+from lorashear.errors import Fault
 from lorashear.evaluate import batch_size, evaluating
-from lorashear.losses import Said
 from lorashear.output import NewFile, output_file
 from lorashear.stages import Progress
 
 FORMAT = 1
-"""Part of what a file is found by: counts up when its content changes."""
-
-
-class Online:
-    """A dense model that is there: it says all that it knows."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __call__(self, rows: Tensor) -> Said:
-        found = self.model(**inputs(rows), output_hidden_states=True)
-        stream = tuple(getattr(found, "hidden_states", None) or ())[1:]
-        return Said(found.logits[:, :-1].float().log_softmax(-1), None, stream)
+"""Of the file, and part of what it is found by: counts up when another one comes out."""
+HEADER = np.dtype([("format", "<i8"), ("windows", "<i8"), ("k", "<i8"), ("id_bytes", "<i8")])
+KEY = np.dtype("S16")
+START = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A file with what a dense model says of windows of ``length`` tokens: for each token but the last the ``k`` likeliest next
-    ones, as int32, and their log-probabilities, as float16: 6 k bytes a token."""
+class Said:
+    """Of all tokens of some windows that tell a next one (see `data.wanted`), in their order."""
+
+    likely: Tensor
+    """float32 [tokens, vocabulary]: log-probabilities of the next token, in nats; of the ``ids`` alone, [tokens, k], where
+    there are some."""
+    ids: Tensor | None = None
+    """int64 [tokens, k]: the likeliest next tokens."""
+    streams: Sequence[Tensor] = ()
+    """The residual stream behind every layer, [tokens, hidden]; none where it is not known."""
+
+
+class Teacher(Protocol):
+    def __call__(self, rows: Tensor) -> Said:
+        """Of windows of plain text as `data` has them, int64 [windows, length], on the device of the model that learns.
+
+        In training every process asks once for each of its parts of a step, maybe about no window.
+        """
+        ...
+
+
+NOTHING = torch.full((1, 2), READ)
+"""A window that tells no token."""
+
+
+@dataclass(frozen=True)
+class Online:
+    """A dense model, which says all that it knows when it is asked."""
+
+    model: Any
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor) -> Said:
+        # About no window the model is asked all the same: where its weights are sharded, the others gather them as well.
+        rows = rows if len(rows) else NOTHING.to(rows.device)
+        given, told = inputs(rows), wanted(rows) >= 0
+        output = self.model(**given, output_hidden_states=True)
+        likely = output.logits[:, :-1][told].float().log_softmax(-1)
+        hidden: Sequence[Tensor] = getattr(output, "hidden_states", None) or ()
+        streams = list(hidden[1:])
+        if any(stream.shape[:-1] != given["input_ids"].shape for stream in streams):
+            streams = []
+        del output, hidden  # so that each layer's goes when its copy is there
+        for layer, stream in enumerate(streams):
+            streams[layer] = stream[:, :-1][told]
+        return Said(likely, streams=streams)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """The likeliest next tokens in a file that `remember` has made, mapped into memory; pickled as its path.
+
+    The file's numbers are little-endian. It has: a `HEADER`; `KEY` [windows], rising, the first 16 bytes of each window's
+    hash; `START` [windows], where the tokens of each begin; and a record for each token that tells a next one, which is
+    k ids, of 2 bytes each (unsigned) if the vocabulary has at most 65,536 pieces, else 4, the likeliest first, and k
+    log-probabilities in nats as float16: 4k or 6k bytes a token, and 24 a window.
+    """
 
     path: Path
-    length: int
-    k: int
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of a window."""
-        shape = (self.length - 1, self.k)
-        return np.dtype([("pieces", np.int32, shape), ("likely", np.float16, shape)])
-
-
-class Remembered:
-    """A dense model as a file has it. It says the likeliest next tokens of the windows that the file was made of, and no stream."""
-
-    def __init__(self, kept: Kept, windows: Sequence[Tensor]) -> None:
-        self._said = np.memmap(kept.path, kept.dtype, "r")
-        self._at = {_known(row): number for number, row in enumerate(_plain(windows))}
 
     def __call__(self, rows: Tensor) -> Said:
-        try:
-            said = self._said[[self._at[_known(row)] for row in rows.cpu()]]
-        except KeyError:
-            raise Fault("a window is trained on that the dense model was not asked of: please report this") from None
-        longest = int((rows != PADDING).sum(1).max()) - 1
-        pieces, likely = (torch.from_numpy(said[name][:, :longest].copy()) for name in ("pieces", "likely"))
-        return Said(likely.float().to(rows.device), pieces.long().to(rows.device))
+        """
+        Raises:
+            Fault: a window is not in the file.
+        """
+        keys = _keys(rows)
+        places = np.searchsorted(self._keys, keys)
+        for row, (key, place) in enumerate(zip(keys, places, strict=True)):
+            if place == len(self._keys) or self._keys[place] != key:
+                raise Fault(
+                    f"window {row} of {len(rows)} is none of the {len(self._keys):,} of which '{self.path}' tells what the "
+                    "dense model says of them; this is a fault of LoRAShear, please report it"
+                )
+        starts, counts = self._starts[places], _told(rows)
+        parts = [self._records[at : at + count] for at, count in zip(starts.tolist(), counts.tolist(), strict=True)]
+        found = np.concatenate([self._records[:0], *parts])
+        ids, likely = (torch.from_numpy(found[name].astype(kind)) for name, kind in (("ids", "i8"), ("likely", "f4")))
+        return Said(likely.to(rows.device), ids.to(rows.device))
+
+    def __reduce__(self) -> Any:
+        return Remembered, (self.path,)
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(self.path, np.uint8, "r")
+
+    @cached_property
+    def _header(self) -> Any:
+        return self._bytes[: HEADER.itemsize].view(HEADER)[0]
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return self._bytes[HEADER.itemsize :][: self._header["windows"] * KEY.itemsize].view(KEY)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        begin = HEADER.itemsize + self._keys.nbytes
+        return self._bytes[begin:][: self._header["windows"] * START.itemsize].view(START)
+
+    @cached_property
+    def _records(self) -> np.ndarray:
+        begin = HEADER.itemsize + self._keys.nbytes + self._starts.nbytes
+        return self._bytes[begin:].view(_record(int(self._header["k"]), int(self._header["id_bytes"])))
 
 
-def remember(dense: Any, windows: Sequence[Tensor], k: int, known_by: str, progress: Progress | None = None) -> Kept:
-    """Ask a dense model for the likeliest next tokens of all windows but those with tokens that are only read, once: a file in the
-    cache that appears whole or not at all, and is there for who asks again.
+def remember(
+    dense: Callable[[], Any],
+    windows: Sequence[Tensor],
+    k: int,
+    known_by: str,
+    dtype: str,
+    progress: Progress | None = None,
+) -> Remembered:
+    """What a dense model says of windows of text: the ``k`` likeliest next tokens, or all where there are fewer.
+
+    They are computed once. The file in the cache, ``teacher/HASH.topk``, appears whole or not at all, and its name is a hash
+    of all that decides them, in which the order of the windows does not count.
 
     Args:
-        dense: gives the model; called only where it has to be asked.
-        windows: token ids, [windows, length] each, one length for all.
-        k: how many next tokens, at most the vocabulary.
-        known_by: what the dense model's weights, and the dtype it computes in, are known by.
-        progress: called with ("teach", windows done, windows in all).
+        dense: gives the model, on its device; called only where the file is not there yet.
+        windows: token ids [windows, length] each, int64 or narrower ones mapped from disk, padded by `data.PADDING`. Those
+            with tokens that are only read are left out: nobody asks about them.
+        known_by: the content of the dense model, as a hash.
+        dtype: what it computes in, by any name.
+        progress: called with ("remember", windows done, windows in all).
 
     Raises:
-        LorashearError: the disk lacks the space.
+        LorashearError: the disk lacks the space, or no folder can be made.
     """
-    length = windows[0].shape[1]
-    found = hashlib.sha256(json.dumps([FORMAT, known_by, k, length]).encode())
-    for row in _plain(windows):
-        found.update(_known(row))
-    kept = Kept(cache.folder() / "teacher" / f"{found.hexdigest()}.bin", length, k)
-    if not kept.path.exists():
-        total = sum(1 for _ in _plain(windows))
-        _check_room(kept, total)
-        with output_file(kept.path, overwrite=True) as work, NewFile(work) as file:
-            done = 0
-            for said in _said(dense(), list(_plain(windows)), kept):
-                file.write(said.view(np.uint8))
-                done += len(said)
+    listed = [(_keys(some), _told(some)) for some in _plain(windows)]
+    every = np.concatenate([np.empty(0, KEY), *(keys for keys, _ in listed)])
+    keys, first = np.unique(every, return_index=True)
+    asked = json.dumps([FORMAT, known_by, dtype, k]).encode()
+    path = cache.folder() / "teacher" / f"{hashlib.sha256(asked + keys.tobytes()).hexdigest()}.topk"
+    if not path.exists():
+        model = dense()
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        id_bytes = 2 if vocabulary <= 1 << 16 else 4
+        k = min(k, vocabulary)
+        fresh = np.zeros(len(every), bool)
+        fresh[first] = True
+        counts = np.concatenate([np.empty(0, START), *(counts for _, counts in listed)]) * fresh
+        header = np.array([(FORMAT, len(keys), k, id_bytes)], HEADER)
+        blocks = [header, keys, (counts.cumsum() - counts)[first].astype(START)]
+        records = _records(model, windows, fresh, _record(k, id_bytes), progress)
+        needed = sum(block.nbytes for block in blocks) + int(counts.sum()) * _record(k, id_bytes).itemsize
+        _write(path, blocks, records, needed)
+    return Remembered(path)
+
+
+def _records(
+    model: Any, windows: Sequence[Tensor], fresh: np.ndarray, record: np.dtype, progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """Of those windows of plain text that are ``fresh``, one after another."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    done, total, at = 0, int(fresh.sum()), 0
+    for some in _plain(windows):
+        chosen = some[torch.from_numpy(fresh[at : at + len(some)])]
+        at += len(some)
+        for rows in chosen.split(batch_size(some.shape[1], vocabulary)):
+            if len(rows):
+                yield _asked(model, rows, record)
+                done += len(rows)
                 if progress:
-                    progress("teach", done, total)
-            file.flush()
-    return kept
+                    progress("remember", done, total)
 
 
-def _said(model: Any, rows: Sequence[Tensor], kept: Kept) -> Iterator[np.ndarray]:
-    size = batch_size(kept.length, int(model.config.get_text_config().vocab_size))
-    for start in range(0, len(rows), size):
-        some = torch.stack([row.long() for row in rows[start : start + size]])
-        found = np.zeros(len(some), kept.dtype)
-        with evaluating(model) as device:
-            likely = model(**inputs(some.to(device))).logits[:, :-1].float().log_softmax(-1)
-            most = likely.topk(min(kept.k, likely.shape[-1]), dim=-1)
-        shape = most.values.shape
-        found["likely"][:, : shape[1], : shape[2]] = most.values.cpu().numpy()
-        found["pieces"][:, : shape[1], : shape[2]] = most.indices.cpu().numpy()
-        yield found
+def _asked(model: Any, rows: Tensor, record: np.dtype) -> np.ndarray:
+    with evaluating(model) as device:
+        rows = rows.to(device)
+        logits = model(**inputs(rows)).logits[:, :-1][wanted(rows) >= 0].float()
+        values, ids = logits.topk(record["ids"].shape[0])
+        likely = values - logits.logsumexp(-1, keepdim=True)
+        likely = likely.clamp_min(
+            torch.finfo(torch.float16).min
+        )  # an impossible token has -inf, and 0 · inf is no number
+        found = np.empty(len(ids), record)
+        found["ids"], found["likely"] = ids.cpu().numpy(), likely.cpu().numpy()
+    return found
+
+
+def _write(path: Path, blocks: list[np.ndarray], records: Iterator[np.ndarray], needed: int) -> None:
+    """A file of so many bytes, which appears when it is whole."""
+    cache.check_room(
+        path.parent, needed, "what the dense model says", "ask for fewer of its likeliest tokens (--distill-top-k)"
+    )
+    with output_file(path, overwrite=True) as work, NewFile(work) as file:
+        for block in blocks:
+            file.write(block)
+        for some in records:
+            file.write(some)
+        file.flush()
+
+
+def _record(k: int, id_bytes: int) -> np.dtype:
+    """A token's."""
+    return np.dtype([("ids", f"<u{id_bytes}", (k,)), ("likely", "<f2", (k,))])
 
 
 def _plain(windows: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Those windows of which all tokens are told."""
+    """Those windows of which no token is only read, int64 [some, length], few at a time."""
     for each in windows:
-        yield from (row for row in each if bool((row >= PADDING).all()))
+        for some in each.split(ROWS_AT_ONCE):
+            yield some[(some > READ).all(1)].long()
 
 
-def _known(row: Tensor) -> bytes:
-    """What a window is known by."""
-    return hashlib.blake2b(row.long().contiguous().numpy().tobytes(), digest_size=16).digest()
+def _keys(rows: Tensor) -> np.ndarray:
+    """What windows are found by: a hash of their int64 token ids, without padding."""
+    held = [row[row != PADDING] for row in rows.cpu().numpy().astype("<i8")]
+    return np.array([hashlib.sha256(row.tobytes()).digest()[: KEY.itemsize] for row in held], KEY)
 
 
-def _check_room(kept: Kept, windows: int) -> None:
-    folder, needed = kept.path.parent, windows * kept.dtype.itemsize
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise LorashearError(
-            f"what the dense model says is kept in '{folder}', which cannot be made ({error.strerror}); set LORASHEAR_CACHE "
-            "to another folder"
-        ) from None
-    if free < needed:
-        raise LorashearError(
-            f"what the dense model says needs {needed / 1e9:.2f} GB in '{folder}', but only {free / 1e9:.2f} GB are free "
-            "there; make room, ask for fewer tokens or a smaller distill_top_k, or set LORASHEAR_CACHE to another folder"
-        )
+def _told(rows: Tensor) -> np.ndarray:
+    """How many tokens of each window of plain text are told by those before them."""
+    return ((rows != PADDING).sum(1) - 1).cpu().numpy()

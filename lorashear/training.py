@@ -21,7 +21,7 @@ from lorashear import trainstate
 from lorashear.data import tokens_in, told
 from lorashear.errors import LorashearError
 from lorashear.evaluate import batch_size, mean_loss
-from lorashear.losses import Teacher, losses
+from lorashear.losses import losses
 from lorashear.mixture import Measured, Mixture
 from lorashear.processes import Processes
 from lorashear.recipes import Recipe
@@ -29,6 +29,7 @@ from lorashear.seeding import seeded
 from lorashear.sharding import full, local
 from lorashear.snapshots import Snapshots
 from lorashear.stopping import deferred
+from lorashear.teaching import Teacher
 
 CLIP = 1.0  # the gradient's norm at most
 FIGURES = ("loss", "text", "divergence", "distance")
@@ -179,7 +180,7 @@ def train(
     """Train what is trainable in ``model`` on what the mixture draws, until that ends.
 
     Args:
-        teacher: the dense model, to stay close to; without it only text counts.
+        teacher: what tells of the dense model, to stay close to; without it only text counts.
         companion: called after every step.
         snapshots: what an earlier run came to, which goes on, and where this one's states go. Where there are some, Ctrl-C and
             SIGTERM wait for the end of the step, and its state.
@@ -276,7 +277,7 @@ def _backward(
     """Add the gradients of this process's share of a step, in as many parts as keep the logits small; the share's losses by
     name, and all together."""
     size = recipe.micro_batch or batch_size(rows.shape[1], _vocabulary(model))
-    every = told(rows)
+    every = max(1, told(rows))
     found = dict.fromkeys((*FIGURES, *map(_known, FIGURES)), 0.0)
     for some, share in processes.dealt(rows, size):
         with processes.accelerator.autocast():

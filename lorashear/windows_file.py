@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -164,20 +163,7 @@ def _told(rows: Iterator[np.ndarray], total: int, progress: Progress | None) -> 
 
 def _write(path: Path, rows: Iterator[np.ndarray], dtype: np.dtype, tokens: int) -> None:
     """Write windows, which hold at most about so many tokens, into a file that appears when it is whole."""
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise LorashearError(
-            f"windows of a large text are kept in '{folder}', which cannot be made ({error.strerror}); set "
-            "LORASHEAR_CACHE to another folder"
-        ) from None
-    if free < (needed := tokens * dtype.itemsize):
-        raise LorashearError(
-            f"windows of the text may need {needed / 1e9:.2f} GB in '{folder}', but only {free / 1e9:.2f} GB are free "
-            "there; make room, ask for fewer tokens, or set LORASHEAR_CACHE to another folder"
-        )
+    cache.check_room(path.parent, tokens * dtype.itemsize, "the text, as token ids,", "ask for fewer tokens")
     with output_file(path, overwrite=True) as work, NewFile(work) as file:
         for some in rows:
             file.write(some.astype(dtype))

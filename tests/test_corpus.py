@@ -342,7 +342,7 @@ class TestWindows:
 
     def test_a_disk_that_is_too_small(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = as_jsonl(tmp_path / "a.jsonl", numbered(3000))
-        monkeypatch.setattr(windows_file.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 10})())
         with pytest.raises(LorashearError, match=r"may need 0\.00 GB in .*windows', but only 0\.00 GB are free there"):
             dealt(folder, path, tokens=10**5)
         (tmp_path / "file").touch()
