@@ -317,7 +317,8 @@ class TestWindows:
             two = dealt(folder, path, tokens=800)
             assert not calls
             assert (
-                all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True)) and one.mapped == two.mapped
+                all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True))
+                and one.subsets[0].mapped == two.subsets[0].mapped
             )
         assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1
         for other in ({"tokens": 801}, {"tokens": 800, "seed": 1}, {"tokens": 800, "packed": False}):
@@ -361,7 +362,7 @@ class TestWindows:
     def test_another_process_maps_the_same_file(self, folder: Path, tmp_path: Path) -> None:
         windows = dealt(folder, as_jsonl(tmp_path / "a.jsonl", numbered(3000)), tokens=10**4)
         sent = pickle.dumps(windows)
-        assert len(sent) < len(pickle.dumps((windows.calibration, windows.guard, windows.evaluation))) + 1000
+        assert len(sent) < len(pickle.dumps((windows.calibration, windows.guard, windows.evaluation))) + 2000
         assert windows.subsets[0].training.nbytes > 10_000
         got = pickle.loads(sent)
         assert got.subsets[0].mapped == windows.subsets[0].mapped and torch.equal(
@@ -455,7 +456,10 @@ class TestHub:
     def test_windows_of_it_are_kept(self, folder: Path, tmp_path: Path) -> None:
         one = dealt(folder, "owner/name:fine", tokens=160)
         two = dealt(folder, "owner/name:fine", tokens=160)
-        assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True)) and one.mapped == two.mapped
+        assert (
+            all(torch.equal(a, b) for a, b in zip(parts(one), parts(two), strict=True))
+            and one.subsets[0].mapped == two.subsets[0].mapped
+        )
         assert len(list((tmp_path / "cache" / "windows").iterdir())) == 1 and len(one.subsets[0].training) == 10
 
     def test_beside_files(self, tmp_path: Path) -> None:
