@@ -10,18 +10,22 @@ from lorashear.config import Settings, Training
 from lorashear.data import tokens_in, told
 
 CORPORA, TUNING = "corpora", "instructions"
+GENTLE = 0.2
+"""Of the learning rate on text is that on instructions behind it: at the same one, answers are told no better in the end, and much
+of what came back is lost again (`tools/study_recovery.py`)."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage of recovery: ``fixed`` are shares of subsets that do not change; ``before`` its steps come others of one
-    schedule, that of the learning rate."""
+    schedule, that of the learning rate, which is multiplied by ``rate``."""
 
     name: str
     subsets: tuple[Subset, ...]
     steps: int
     fixed: Mapping[str, float]
     before: int = 0
+    rate: float = 1.0
 
 
 def stages(settings: Training, windows: Windows) -> list[Stage]:
@@ -34,7 +38,8 @@ def stages(settings: Training, windows: Windows) -> list[Stage]:
     if windows.instructions:
         fixed = {windows.instructions.name: 1 - settings.replay if windows.subsets else 1.0}
         tokens = _tokens(settings) * (settings.tuning if windows.subsets else 1.0)
-        found.append(Stage(TUNING, windows.every, _steps(tokens, settings.batch, _shares(windows.every, fixed)), fixed))
+        steps = _steps(tokens, settings.batch, _shares(windows.every, fixed))
+        found.append(Stage(TUNING, windows.every, steps, fixed, rate=GENTLE if found else 1.0))
     return found
 
 

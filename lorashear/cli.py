@@ -230,7 +230,12 @@ def compile_(
 def recover(
     folder: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
     out: Out,
-    tokens: Annotated[int, typer.Option(help="to train on in all, again and again where the text is short")],
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="to train on in all, again and again where the text is short; by default all once, at most 10 million"
+        ),
+    ] = None,
     text: Text = None,
     instruct: Instruct = None,
     dense: Annotated[

@@ -19,6 +19,7 @@ from lorashear.calibration import read_windows
 from lorashear.checkpoint import Checkpoint
 from lorashear.compiler import CompileResult
 from lorashear.config import HOW, Training
+from lorashear.data import tokens_in
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import BESIDE
@@ -32,6 +33,9 @@ from lorashear.stages import Progress, Say, Stages
 from lorashear.subsets import Source, Text, named
 from lorashear.training import Step
 
+MOST = 10_000_000
+"""Tokens to train on where nobody says how many."""
+
 
 def recover(
     folder: str | Path,
@@ -39,7 +43,7 @@ def recover(
     *,
     text: Text = (),
     instruct: Sequence[Source] | Source = (),
-    tokens: int,
+    tokens: int | None = None,
     dense: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -58,7 +62,7 @@ def recover(
     Args:
         folder: the pruned model; an adapter that lies beside it is what goes on training.
         text, instruct: as of `lorashear.compile`; one of them at least.
-        tokens: to train on in all.
+        tokens: to train on in all; by default as many as there are, but no more than `MOST`.
         dense: the model that it was pruned from, as a folder or hub id: what has been lost is measured against it, and the loss
             keeps close to it. By default the one that the folder's report names, where that is a hub id; without any, all subsets
             are drawn alike, and only the text counts.
@@ -69,7 +73,7 @@ def recover(
     Raises:
         LorashearError: the request or the input is wrong, or the loss stops being a number.
     """
-    wanted = Training(tokens=tokens, **settings)
+    wanted = Training(tokens=MOST if tokens is None else tokens, **settings)
     check_usable(wanted)
     trackers.check(report_to)
     texts, told = named(text), [instruct] if isinstance(instruct, str | Path) else list(instruct)
@@ -100,7 +104,10 @@ def recover(
         with stages("read"):
             source.check_finite()
             windows = read_windows(pruned, models.read_config(pruned), texts, wanted, stages.progress, told)
-            run = replace(run, windows=windows)
+            if tokens is None:
+                held = sum(tokens_in(subset.training) for subset in windows.every)
+                wanted = replace(wanted, tokens=min(MOST, held))
+            run = replace(run, windows=windows, settings=wanted)
         with resumable_folder(
             target,
             job=_job(run, pruned, plan.to_json()),

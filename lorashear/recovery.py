@@ -77,7 +77,8 @@ def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | N
     done: list[dict[str, Any]] = []
     for stage in budget.stages(settings, windows):
         recipe = recipes.recipe(settings, model, stage.steps)
-        recipe = replace(recipe, before=stage.before, schedule=stage.before + stage.steps)
+        schedule = stage.before + stage.steps
+        recipe = replace(recipe, rate=stage.rate * recipe.rate, before=stage.before, schedule=schedule)
         recipe = recipe if teacher is not None else replace(recipe, distill=0.0)
         dynamic = settings.mixture == "dynamic"
         mixture = Mixture(stage.subsets, recipe, fixed=stage.fixed, dense=lost, dynamic=dynamic)

@@ -147,6 +147,12 @@ def recovered(pruned: Path, out: Path, **more: Any) -> dict[str, Any]:
     return dict(lorashear.recover(pruned, out, **{"tokens": 6000, **SETTINGS, **more}).report)
 
 
+def test_by_default_all_is_read_once(exact: Path, pruned: Path, kinds: dict[str, Path], tmp_path: Path) -> None:
+    found = lorashear.recover(pruned, tmp_path / "out", text=kinds, dense=exact, context=32, rank=2).report
+    (stage,) = found["recovery"]["stages"]
+    assert stage["windows"] * 32 == found["settings"]["tokens"] == pytest.approx(stage["tokens"], abs=8 * 32)
+
+
 def test_a_static_mixture_draws_all_alike(exact: Path, pruned: Path, kinds: dict[str, Path], tmp_path: Path) -> None:
     found = recovered(pruned, tmp_path / "out", text=kinds, dense=exact, mixture="static")
     assert all(m["share"] == {"mixed": 0.5, "runs": 0.5} for m in found["recovery"]["stages"][0]["measured"])

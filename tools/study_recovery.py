@@ -121,8 +121,8 @@ def table(results: Results, rows: list[list[Recovery]]) -> None:
     found = {(s[0].subject.folder.name, s[0].row): [r for t in s if (r := results.of(t))] for s in rows}
     shown = [run for runs in found.values() for run in runs]
     print(f"{TEST} test windows of {CONTEXT} tokens of each subset, fp32, {machines(shown)}.\n")
-    print(f"| model | removed | configuration | {' | '.join(names)} | worst degradation | mean |")
-    print(f"|---|---|---|{'---:|' * (len(names) + 2)}")
+    print(f"| model | removed | configuration | {' | '.join(names)} | worst degradation | mean | mean loss |")
+    print(f"|---|---|---|{'---:|' * (len(names) + 3)}")
     for (model, row), runs in found.items():
         dense = found[model, DENSE]
         if not runs or not dense:
@@ -130,7 +130,8 @@ def table(results: Results, rows: list[list[Recovery]]) -> None:
         mean = {name: statistics.mean(run["loss"][name] for run in runs) for name in runs[0]["loss"]}
         lost = [max(0.0, mean[name] - dense[0]["loss"][name]) for name in mean if name != "instructions"]
         cells = [model, f"{runs[0]['removed']:.0%}", row, *(f"{mean[n]:.3f}" if n in mean else "" for n in names)]
-        print(f"| {' | '.join([*cells, f'{max(lost):.3f}', f'{statistics.mean(lost):.3f}'])} |")
+        text = statistics.mean(mean[name] for name in mean if name != "instructions")
+        print(f"| {' | '.join([*cells, f'{max(lost):.3f}', f'{statistics.mean(lost):.3f}', f'{text:.3f}'])} |")
 
 
 def main() -> None:
