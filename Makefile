@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-training families round-trips study study-training study-forms clean
+.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -60,6 +60,9 @@ study-training: .venv/stamp  ## what training brings after or while pruning (doc
 
 study-forms: .venv/stamp  ## which forms of pruning and training help, on one model; half an hour, goes on when stopped
 	$(BIN)/python tools/study_forms.py
+
+study-recovery: .venv/stamp  ## what mixtures, distillation and instructions bring (docs/measurements.md); an hour, goes on when stopped
+	$(BIN)/python tools/study_recovery.py
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

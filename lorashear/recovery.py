@@ -91,6 +91,7 @@ def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | N
             snapshots=run.snapshots(stage.name),
             left=left,
             processes=run.processes,
+            earlier=stage.before + sum(each["steps"] for each in done),
         )
         done.append({"name": stage.name, **record})
     return {
@@ -128,13 +129,9 @@ def _losses(run: Run, dense: Any) -> dict[str, float]:
 
 
 def _joined(logs: list[Path], target: Path) -> Path:
-    """The logs of stages of training, those that there are, as one whose steps count on."""
-    steps = 0
-    lines: list[str] = []
-    for log in logs:
-        each = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-        lines += [json.dumps({**line, "step": steps + line["step"]}) + "\n" for line in each]
-        steps += len(each)
+    """The logs of stages of training, those that there are, as one whose steps are counted through."""
+    found = [line for log in logs if log.exists() for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({**json.loads(line), "step": step}) + "\n" for step, line in enumerate(found, 1)]
     target.write_text("".join(lines), encoding="utf-8")
     return target
 

@@ -90,6 +90,7 @@ def adapt(
     snapshots: Snapshots | None = None,
     processes: Processes | None = None,
     left: Left | None = None,
+    earlier: int = 0,
 ) -> dict[str, Any]:
     """Train a model (see `train`) and save its adapter, or all weights by their names in it where it has none, into a folder,
     beside a log with a line a step.
@@ -98,12 +99,13 @@ def adapt(
         shown: called with what each step did, and the number of steps.
         processes: all that do so together; the first one writes.
         left: asked after every step for what the log and ``shown`` say of the model.
+        earlier: steps of stages before this one, from which the log and ``shown`` count on.
 
     Returns:
         What was done, for the report.
     """
     processes = processes or Processes()
-    with _logged(folder, mixture, shown, left) as stepped:
+    with _logged(folder, mixture, shown, left, earlier) as stepped:
         train(
             model,
             mixture,
@@ -130,7 +132,9 @@ def adapt(
 
 
 @contextmanager
-def _logged(folder: Path, mixture: Mixture, shown: Shown, left: Left | None) -> Iterator[Callable[[Step], None]]:
+def _logged(
+    folder: Path, mixture: Mixture, shown: Shown, left: Left | None, earlier: int
+) -> Iterator[Callable[[Step], None]]:
     """Each step that is given becomes a line of the log in the folder, behind those of the steps before it, and is shown."""
     with ExitStack() as stack:
         log: TextIO | None = None
@@ -141,8 +145,9 @@ def _logged(folder: Path, mixture: Mixture, shown: Shown, left: Left | None) -> 
                 removed, parameters = left()
                 step = replace(step, removed=removed, parameters=parameters)
             log = log or stack.enter_context(_behind(folder / LOG, step.step))
+            step = replace(step, step=earlier + step.step)
             print(json.dumps(asdict(step)), file=log, flush=True)
-            shown(step, mixture.last)
+            shown(step, earlier + mixture.last)
 
         yield stepped
 

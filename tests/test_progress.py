@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,9 @@ def agree(folder: Path, result: Path) -> None:
     rows = {
         f"train/{name}": [(row["step"], row[key]) for row in log if row[key] is not None] for key, name in names.items()
     }
+    measured = [(row["step"], row["measured"]) for row in log if row["measured"]]
+    for what in ("loss", "degradation", "share"):
+        rows[f"{what}/text"] = [(step, each[what]["text"]) for step, each in measured]
     assert set(found) == {name for name, row in rows.items() if row} and len(log) == 12
     for name, points in found.items():
         assert [at for at, _ in points] == [at for at, _ in rows[name]]
@@ -177,14 +181,16 @@ def test_tensorboard_has_what_the_log_has(reported: tuple[str, lorashear.Compile
     _, result, steps, _ = reported
     runs = result.folder.parent / "runs" / "out"
     agree(runs, result.folder)
-    assert [vars(step) for step in steps] == log_of(result.folder)
+    assert [asdict(step) for step in steps] == log_of(result.folder)
     assert {path.name for path in result.folder.parent.iterdir()} == {"out", "runs"}
     assert all(path.name.startswith("events.out.tfevents.") for path in runs.iterdir())
 
 
 def test_callbacks_get_what_they_got(reported: tuple[str, Any, Any, list[tuple[str, int, int]]]) -> None:
-    stage, _, _, shown = reported
-    assert [each for each in shown if each[0] == stage] == [(stage, at, 12) for at in range(1, 13)]
+    form, _, _, shown = reported
+    cut = 8 if form == "transfer" else 0
+    wanted = [("transfer", at, cut) for at in range(1, cut + 1)] + [("corpora", at, 12) for at in range(cut + 1, 13)]
+    assert [each for each in shown if each[0] in ("transfer", "corpora")] == wanted
 
 
 def test_structures_and_parameters_are_those_of_a_cut(
@@ -213,7 +219,7 @@ def test_a_run_that_goes_on_goes_on_in_its_curves(folder: Path, text: Path, tmp_
     out, request = tmp_path / "out", {**SETTINGS, "save_every": "2", "report_to": ["tensorboard"]}
 
     def stopping(stage: str, done: int, _: int) -> None:
-        if (stage, done) == ("train", 5):
+        if (stage, done) == ("corpora", 5):
             raise Killed
 
     with pytest.raises(Killed):
@@ -312,4 +318,5 @@ def test_the_command_line_says_the_same(
     agree(tmp_path / "runs" / "out", tmp_path / "out")
     first = log_of(tmp_path / "out")[0]
     facts = f"loss {first['loss']:.3f}  removed {first['removed']}  parameters {short(first['parameters'])}"
-    assert f"  train 1 of 12  {facts}  {first['speed']:,.0f} tokens/s\n" in capsys.readouterr().err
+    lost = f"text +{first['measured']['degradation']['text']:.2f}"
+    assert f"  corpora 1 of 12  {facts}  {first['speed']:,.0f} tokens/s  {lost}\n" in capsys.readouterr().err
