@@ -95,7 +95,10 @@ def recover(
         if found is not None:
             check_target(target, source=found.folder, overwrite=overwrite, bytes_needed=source.bytes)
             _check_vocabulary(found.folder, pruned)
-        name = str(dense or report["model"]) if found else report["model"]
+        name = str(dense or report["model"])
+        name = (
+            Path(name).resolve().name if found and Path(name).exists() else name
+        )  # nobody else has this machine's folders
         wanted = fitting.settled(wanted, lambda each: _estimate(source, found, each, target), say) if found else wanted
         stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
         run = Run(found, name, wanted, stages, trust_remote_code, processes=processes, why=why)
