@@ -39,7 +39,7 @@ def stages(settings: Training, windows: Windows) -> list[Stage]:
         fixed = {windows.instructions.name: 1 - settings.replay if windows.subsets else 1.0}
         tokens = _tokens(settings) * (settings.tuning if windows.subsets else 1.0)
         steps = _steps(tokens, settings.batch, _shares(windows.every, fixed))
-        found.append(Stage(TUNING, windows.every, steps, fixed, rate=GENTLE if found else 1.0))
+        found.append(Stage(TUNING, windows.every, steps, fixed, rate=GENTLE if windows.subsets else 1.0))
     return found
 
 
@@ -50,8 +50,9 @@ def on_text(settings: Training, windows: Windows) -> int:
 
 
 def transferred(settings: Settings, windows: Windows) -> int:
-    """Steps in which LHSPG trains the dense model."""
-    return round(settings.lhspg * on_text(settings, windows))
+    """Steps in which LHSPG trains the dense model; where it has not all of them, one at least is left."""
+    every = on_text(settings, windows)
+    return every if settings.lhspg == 1 else min(round(settings.lhspg * every), every - 1)
 
 
 def unwatched(subsets: Sequence[Subset]) -> list[Subset]:

@@ -103,7 +103,7 @@ def read_windows(
         LorashearError: no text, no tokenizer, less than one window, or a context that the model does not have.
     """
     corpora = {name: Corpus.of(sources) for name, sources in texts.items()}  # all are looked at before one is read
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     length, count = window_length(config, settings), max(1, len(corpora))
     calibrated = settings.windows if isinstance(settings, Settings) else 0
     guard = -(-calibrated // GUARD_SHARE) or HELD_OUT
@@ -138,7 +138,8 @@ def _said_of(name: str, among: int) -> Iterator[None]:
         raise LorashearError(f"{name}: {error}") if among > 1 else error from error
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """Raises LorashearError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -172,10 +173,10 @@ def _dealt(
         ends.append(ends[-1] + (max(1, round(fixed * use / sum(wanted))) if use else 0))
     ends.append(max(fixed, ends[-1]))
     dealt = [found[order[first:last].sort().values] for first, last in pairwise(ends)]
-    spare = found[order[fixed:].sort().values]
+    spare = found[order[ends[-1] :].sort().values]
     if settings.tokens and not len(others) + len(spare):
         raise LorashearError(
-            f"the text has one window of {length} tokens, and none is left to train on; give more text"
+            f"the text has {'one window' if every == 1 else f'{every:,} windows'} of {length} tokens, and none is left to train on; give more text"
         )
     if mapped and len(others):
         return dealt, others, mapped

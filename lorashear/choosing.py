@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorashear import knowledge, transfer
+from lorashear import fitting, knowledge, transfer
 from lorashear.errors import LorashearError
 from lorashear.lora import Adapter
 from lorashear.plans import Plan
@@ -48,6 +48,7 @@ def choose(run: Compilation, groups: Groups, dense: Any, contents: str) -> Choic
         outcome = _one_shot(run, groups, dense, contents)
     if not settings.lhspg or windows is None:
         return Choice(outcome, run.lora)
+    run = replace(run, settings=fitting.kept(run.work, settings))
     with run.stage(transfer.STAGE):
         moved = run.together(transfer.transfer, outcome.split.widths, dense=dense, groups=groups)
     return Choice(

@@ -233,7 +233,7 @@ def recover(
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="to train on in all, again and again where the text is short; by default all once, at most 10 million"
+            help="to train on in all, again and again where the text is short; by default as many as there are, at most 10 million"
         ),
     ] = None,
     text: Text = None,
@@ -241,9 +241,10 @@ def recover(
     dense: Annotated[
         str | None,
         typer.Option(
-            help="folder or hub id of the model that it was pruned from; by default a hub id that the report names"
+            help="folder or hub id of the model that it was pruned from; or none; by default a hub id that the report names"
         ),
     ] = None,
+    lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to that model")] = None,
     mixture: Mixture = "dynamic",
     tuning: Tuning = 0.25,
     replay: Replay = 0.5,
@@ -283,6 +284,7 @@ def recover(
             instruct=list(instruct or ()),
             tokens=tokens,
             dense=dense,
+            lora=lora,
             mixture=mixture,
             tuning=tuning,
             replay=replay,

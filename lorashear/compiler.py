@@ -172,7 +172,7 @@ def _compile(
     config = models.read_config(source.folder, trust_remote_code=run.trust_remote_code)
     twin = models.build_twin(config, trust_remote_code=run.trust_remote_code)
     settings = fitting.settled(run.settings, lambda each: _estimate(source, twin, each, bool(texts), target), stage.say)
-    run = replaced(run, settings=settings)
+    asked, run = run.settings, replaced(run, settings=settings)
     if estimated:
         estimated(_estimate(source, twin, settings, bool(texts), target))
     with stage("read"):
@@ -181,7 +181,7 @@ def _compile(
         run = replaced(run, windows=windows)
     room = source.bytes * (2 if run.recovers else 1)
     with resumable_folder(
-        target, job=_job(run, given), resume=resume, source=source.folder, overwrite=overwrite, bytes_needed=room
+        target, job=_job(run, given, asked), resume=resume, source=source.folder, overwrite=overwrite, bytes_needed=room
     ) as (folder, journal):
         run = replaced(run, work=folder / WORK, saved=partial(journal.note, "training"))
         pruned = run.work / "pruned" if run.recovers else folder
@@ -201,12 +201,12 @@ def _compile(
     return CompileResult(target, *results.read(target))
 
 
-def _job(run: Compilation, given: Given) -> str:
+def _job(run: Compilation, given: Given, asked: Settings) -> str:
     """A hash of all that decides the result."""
     found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
     if run.windows:
         found.update(run.windows.digest().encode())
-    found.update(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}).encode())
+    found.update(json.dumps({k: v for k, v in asdict(asked).items() if k not in HOW}).encode())
     return found.hexdigest()
 
 

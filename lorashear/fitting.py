@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -18,6 +20,7 @@ from lorashear.evaluate import batch_size
 from lorashear.stages import Say
 
 T = TypeVar("T", bound=Training)
+SETTLED = "settled.json"
 
 
 def settled(settings: T, estimate: Callable[[T], Estimate], say: Say | None = None) -> T:
@@ -37,6 +40,16 @@ def settled(settings: T, estimate: Callable[[T], Estimate], say: Say | None = No
             "alone is learned from; --distill-top-k 32 lets the dense model teach from a file, and --distill 0.8 as it is"
         )
     return replace(settings, distill=0.0)
+
+
+def kept(work: Path, settings: T) -> T:
+    """The settings with what an earlier run in a folder for work has settled, which goes on; else with what this one has."""
+    path = work / SETTLED
+    if path.exists():
+        return replace(settings, **json.loads(path.read_text(encoding="utf-8")))
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"distill": settings.distill}), encoding="utf-8")
+    return settings
 
 
 def sizes(twin: PreTrainedModel, settings: Training) -> Sizes:
@@ -60,7 +73,7 @@ def shares(settings: Training) -> int:
 
 
 def available(device: str) -> int:
-    """Bytes of memory that are free on a device."""
+    """Bytes of memory that are free on a device, for this process where several share it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // launched.count()

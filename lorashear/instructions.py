@@ -16,6 +16,9 @@ from lorashear.data import DOCUMENTS_PER_CALL, READ, padded
 from lorashear.dialogues import Dialogue, read_dialogues
 from lorashear.errors import LorashearError
 
+DATE = "26 Jul 2024"
+"""For templates that write a day: the one that LLaMA 3's own fall back on, and not today's, or a run could not go on tomorrow."""
+
 
 @dataclass(frozen=True, eq=False)
 class Instructions:
@@ -112,7 +115,7 @@ def _templated(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Iterat
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue, turns: int, **how: Any) -> str:
     try:
-        return str(tokenizer.apply_chat_template(dialogue.turns[:turns], tokenize=False, **how))
+        return str(tokenizer.apply_chat_template(dialogue.turns[:turns], tokenize=False, date_string=DATE, **how))
     except Exception as error:  # a template is a program that came with the tokenizer
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LorashearError(f"{dialogue.where}: the tokenizer's chat template refuses it: {reason}") from error

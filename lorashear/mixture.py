@@ -24,7 +24,7 @@ GAIN = 0.002
 PATIENCE = 2
 """Stretches without a gain of any subset, after which training is brought to its end in one more."""
 NO_GAIN = "no subset gained"
-SEEDS = 1_000_003, 15_485_863  # apart, so that no two orders of windows have one seed
+SEEDS = 1_000_003, 15_485_863, 32_452_843  # apart, so that no two orders of windows have one seed
 
 Measure = Callable[[Tensor], float]
 """The mean loss of windows, in nats a token that is told."""
@@ -52,6 +52,7 @@ class Mixture:
         recipe: of the training; its steps, unless no subset gains before.
         fixed: shares of subsets that do not change; the others have the rest.
         dense: the dense model's held-out loss of each subset, in nats a token; without it shares do not change.
+        stage: which one of training it is, since each goes through windows in another order.
         dynamic: whether shares follow the degradation: in proportion to it, but for the `FLOOR`.
     """
 
@@ -60,6 +61,7 @@ class Mixture:
     fixed: Mapping[str, float] = field(default_factory=dict[str, float])
     dense: Mapping[str, float] | None = None
     dynamic: bool = True
+    stage: int = 0
 
     @classmethod
     def of(cls, windows: Tensor, recipe: Recipe) -> Self:
@@ -142,7 +144,8 @@ class Mixture:
         turn, place = divmod(seen, len(windows))
         held, order = self._turns.get(number, (-1, self._seen))
         if held != turn:
-            random = torch.Generator().manual_seed(SEEDS[0] * self.recipe.seed + SEEDS[1] * number + turn)
+            seed = SEEDS[0] * self.recipe.seed + SEEDS[1] * number + SEEDS[2] * self.stage + turn
+            random = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(windows), generator=random)
             self._turns[number] = turn, order
         self._seen[number] += 1

@@ -12,10 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from lorashear import checkpoint, fitting, models, results, trackers
-from lorashear.calibration import read_windows
+from lorashear.calibration import read_tokenizer, read_windows
 from lorashear.checkpoint import Checkpoint
 from lorashear.compiler import CompileResult
 from lorashear.config import HOW, Training
@@ -45,6 +43,7 @@ def recover(
     instruct: Sequence[Source] | Source = (),
     tokens: int | None = None,
     dense: str | Path | None = None,
+    lora: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
@@ -64,8 +63,9 @@ def recover(
         text, instruct: as of `lorashear.compile`; one of them at least.
         tokens: to train on in all; by default as many as there are, but no more than `MOST`.
         dense: the model that it was pruned from, as a folder or hub id: what has been lost is measured against it, and the loss
-            keeps close to it. By default the one that the folder's report names, where that is a hub id; without any, all subsets
-            are drawn alike, and only the text counts.
+            keeps close to it. By default the one that the folder's report names, where that is a hub id; without any, or with
+            "none", all subsets are drawn alike, and only the text counts.
+        lora: the folder of an adapter that belongs to the dense model, as of `lorashear.compile`.
         revision: of a hub id.
         resume, say, progress, stepped, report_to: as of `lorashear.compile`.
         settings: see `lorashear.config.Training`.
@@ -91,17 +91,20 @@ def recover(
         source = Checkpoint.open(pruned)
         check_target(target, source=pruned, overwrite=overwrite, bytes_needed=source.bytes)
         check_unfinished(target, resume=resume)
-        found, why = _dense(dense, revision, report)
+        found, why = _dense(dense, revision, report, wanted.device, lora)
         if found is not None:
             check_target(target, source=found.folder, overwrite=overwrite, bytes_needed=source.bytes)
-            _check_vocabulary(found.folder, pruned)
+            _check_vocabulary(found.folder, pruned, trust_remote_code)
         name = str(dense or report["model"])
         name = (
             Path(name).resolve().name if found and Path(name).exists() else name
         )  # nobody else has this machine's folders
-        wanted = fitting.settled(wanted, lambda each: _estimate(source, found, each, target), say) if found else wanted
+        asked = wanted
+        if found and texts:
+            wanted = fitting.settled(wanted, lambda each: _estimate(source, found, each, target), say)
         stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
-        run = Run(found, name, wanted, stages, trust_remote_code, processes=processes, why=why)
+        own = Path(lora) if lora is not None else None
+        run = Run(found, name, wanted, stages, trust_remote_code, own, processes=processes, why=why)
         if why and say:
             say(why)
         with stages("read"):
@@ -113,7 +116,7 @@ def recover(
             run = replace(run, windows=windows, settings=wanted)
         with resumable_folder(
             target,
-            job=_job(run, pruned, plan.to_json()),
+            job=_job(run, pruned, plan.to_json(), asked),
             resume=resume,
             source=pruned,
             overwrite=overwrite,
@@ -128,17 +131,29 @@ def recover(
     return CompileResult(target, *results.read(target))
 
 
-def _dense(dense: str | Path | None, revision: str | None, report: dict[str, Any]) -> tuple[Checkpoint | None, str]:
+def _dense(
+    dense: str | Path | None, revision: str | None, report: dict[str, Any], device: str, lora: str | Path | None
+) -> tuple[Checkpoint | None, str]:
     """The dense model, or why there is none and what is done instead."""
-    if dense is not None:
-        return Checkpoint.open(checkpoint.resolve(dense, revision)), ""
-    name = str(report["model"])
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return None, f"no dense model is given (--dense MODEL), and {ALIKE}"
+    name, resolved = str(report["model"] if dense is None else dense), revision
+    if name == "none":
+        return None, f"no dense model is wanted, and {ALIKE}"
+    if dense is None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return None, f"no dense model is given (--dense MODEL), and {ALIKE}"
+        if report.get("lora") and lora is None:
+            return None, f"{name} is dense only with the adapter that it was pruned with (--lora DIR), and {ALIKE}"
+        resolved = revision or report.get("revision")
     try:
-        return Checkpoint.open(checkpoint.resolve(name, report.get("revision"))), ""
+        found = Checkpoint.open(checkpoint.resolve(name, resolved))
     except LorashearError as error:
+        if dense is not None:
+            raise
         return None, f"{name}, the dense model, cannot be had ({error}), and {ALIKE}"
+    if dense is None and found.bytes > (there := fitting.available(device)):
+        size = f"{found.bytes / 1e9:.1f} GB, {there / 1e9:.1f} GB of memory are free"
+        return None, f"{name}, the dense model, has {size}, and {ALIKE}"
+    return found, ""
 
 
 def _estimate(pruned: Checkpoint, dense: Checkpoint, settings: Training, target: Path) -> Estimate:
@@ -148,21 +163,29 @@ def _estimate(pruned: Checkpoint, dense: Checkpoint, settings: Training, target:
     return Estimate.of_recover(pruned, sizes, parameters, settings, target, shares=fitting.shares(settings))
 
 
-def _check_vocabulary(dense: Path, pruned: Path) -> None:
-    """Whether two models read the same tokens."""
-    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (pruned, dense))
+def _check_vocabulary(dense: Path, pruned: Path, trust_remote_code: bool) -> None:
+    """Whether two models read and tell the same tokens."""
+    ours, theirs = (
+        (
+            read_tokenizer(folder).get_vocab(),
+            models.read_config(folder, trust_remote_code=trust_remote_code).get_text_config().vocab_size,
+        )
+        for folder in (pruned, dense)
+    )
     if ours != theirs:
         raise LorashearError(
-            f"dense names '{dense}', whose tokenizer has other pieces ({len(theirs):,}) than that of '{pruned}' "
-            f"({len(ours):,}): give the model that it was pruned from"
+            f"dense names '{dense}', whose tokenizer has other pieces ({theirs[1]:,}) than that of '{pruned}' "
+            f"({ours[1]:,}): give the model that it was pruned from"
         )
 
 
-def _job(run: Run, pruned: Path, plan: str) -> str:
+def _job(run: Run, pruned: Path, plan: str, asked: Training) -> str:
     """A hash of all that decides the result."""
     assert run.windows is not None
     parts = [plan, Checkpoint.open(pruned).contents(), run.windows.digest()]
-    parts += [sha256(file.read_bytes()).hexdigest() for file in sorted((pruned / BESIDE).glob("*"))]
+    adapters = [folder for folder in (pruned / BESIDE, run.lora) if folder and folder.is_dir()]
+    files = [file for folder in adapters for file in sorted(folder.glob("*")) if file.is_file()]
+    parts += [sha256(file.read_bytes()).hexdigest() for file in files]
     parts += [run.source.contents()] if run.source else []
-    parts.append(json.dumps({k: v for k, v in asdict(run.settings).items() if k not in HOW}))
+    parts.append(json.dumps({k: v for k, v in asdict(asked).items() if k not in HOW}))
     return sha256("\0".join(parts).encode()).hexdigest()

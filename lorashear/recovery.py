@@ -18,9 +18,9 @@ import numpy as np
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from lorashear import budget, curves, models, recipes, recovery_curves, results, training
+from lorashear import budget, curves, fitting, models, recipes, recovery_curves, results, training
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import Training
+from lorashear.config import Settings, Training
 from lorashear.evaluate import mean_loss
 from lorashear.folder import BESIDE, write_adapter, write_folder
 from lorashear.lora import Adapter
@@ -44,7 +44,8 @@ def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> 
     Raises:
         LorashearError: the loss stops being a number.
     """
-    settings, stage = run.settings, run.stage
+    settings, stage = fitting.kept(run.work, run.settings), run.stage
+    run = replace(run, settings=settings)
     plan, _ = results.read(pruned)
     with stage("train"):
         left = sum(map(len, plan.removed.values())), before["parameters"]["after"]
@@ -71,17 +72,18 @@ def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | N
     assert windows is not None
     dense = run.sharded(run.dense()) if run.source else None
     lost = _losses(run, dense) if run.source else None
-    teacher = (kept or Online(dense)) if settings.distill and run.source else None
+    teacher = (kept or Online(dense)) if settings.distill and run.source and windows.subsets else None
     del dense
     model = run.sharded(run.whole(pruned) if settings.full else run.learner(pruned, pruned / BESIDE))
     done: list[dict[str, Any]] = []
-    for stage in budget.stages(settings, windows):
+    transferred = budget.transferred(settings, windows) if isinstance(settings, Settings) and windows.subsets else 0
+    for number, stage in enumerate(budget.stages(settings, windows)):
         recipe = recipes.recipe(settings, model, stage.steps)
         schedule = stage.before + stage.steps
         recipe = replace(recipe, rate=stage.rate * recipe.rate, before=stage.before, schedule=schedule)
         recipe = recipe if teacher is not None else replace(recipe, distill=0.0)
         dynamic = settings.mixture == "dynamic"
-        mixture = Mixture(stage.subsets, recipe, fixed=stage.fixed, dense=lost, dynamic=dynamic)
+        mixture = Mixture(stage.subsets, recipe, fixed=stage.fixed, dense=lost, dynamic=dynamic, stage=number)
         record = training.adapt(
             model,
             mixture,
@@ -91,7 +93,7 @@ def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | N
             snapshots=run.snapshots(stage.name),
             left=left,
             processes=run.processes,
-            earlier=stage.before + sum(each["steps"] for each in done),
+            earlier=transferred + sum(each["steps"] for each in done),
         )
         done.append({"name": stage.name, **record})
     return {
@@ -99,6 +101,7 @@ def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | N
         "why": run.why,
         "dense_loss": lost,
         "subsets": [subset.name for subset in windows.every],
+        "mixture": settings.mixture,
         "examples": windows.examples,
         "stages": done,
     }
@@ -107,10 +110,14 @@ def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | N
 def _remembered(run: Run) -> Remembered | None:
     """What the dense model says of all that may be drawn, where it is not to be in memory."""
     settings, windows, source = run.settings, run.windows, run.source
-    if not (settings.distill and settings.distill_top_k and source and windows):
+    if not (settings.distill and settings.distill_top_k and source and windows and windows.subsets):
         return None
     known = [source.digest(), source.contents()]
-    known += [sha256(file.read_bytes()).hexdigest() for file in sorted(run.lora.glob("*"))] if run.lora else []
+    known += (
+        [sha256(file.read_bytes()).hexdigest() for file in sorted(run.lora.glob("*.*")) if file.is_file()]
+        if run.lora
+        else []
+    )
     return remember(
         run.dense,
         [subset.training for subset in windows.subsets],

@@ -42,8 +42,9 @@ A subset's last share is how much of the tokens drawn at the end came from it.
 ![{what} of each subset, and its share of what is drawn, over {steps:,} steps](lorashear/{picture})
 """
 COMPARED = (
-    "Degradation is how far it lies above that of the dense model, `{dense}`; the shares of what was drawn followed it."
+    "Degradation is how far it lies above that of the dense model, `{dense}`; the shares of what was drawn {followed}."
 )
+FOLLOWED = ("did not follow it", "followed it")  # those of a static mixture, those of a dynamic one
 ALONE = "there was no dense model to compare with, so that the shares of what was drawn stayed equal"
 UNTRAINED = ("No training followed.", "Then it was trained, as said below.")  # without a recovery, with one
 LOADING = {
@@ -134,7 +135,9 @@ def _recovery(content: Mapping[str, Any]) -> str:
     alone = content["dense"] is None
     return RECOVERY.format(
         stages=recovery_stages(content),
-        compared=_sentence(content["why"] or ALONE) if alone else COMPARED.format(dense=content["dense"]),
+        compared=_sentence(content["why"] or ALONE)
+        if alone
+        else COMPARED.format(dense=content["dense"], followed=FOLLOWED[content.get("mixture") != "static"]),
         table="\n".join(f"| {' | '.join(line)} |" for line in lines),
         what="Loss" if alone else "Degradation",
         steps=sum(stage["steps"] for stage in content["stages"]),

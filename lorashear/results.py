@@ -47,6 +47,7 @@ def content(
     return {
         "model": run.name,
         "revision": run.revision,
+        "lora": run.lora is not None,
         "ratio": {"asked": settings.ratio, "of": settings.cost, "reached": 1 - left},
         "parameters": {"before": counts[0], "after": counts[1]},
         "bytes": {"before": source.bytes, "after": small.bytes},
@@ -87,7 +88,8 @@ def recovered(
     if perplexity and after:
         perplexity = {**perplexity, "pruned": perplexity["after"], "after": after.perplexity}
     done = [before["training"] or {}, *record["stages"]]
-    how = {name: value for each in done[::-1] for name, value in each.items() if name not in OF_A_STAGE}
+    told = [done[0], *record["stages"][::-1]]  # what is said of all is what the first stage of this run had
+    how = {name: value for each in told for name, value in each.items() if name not in OF_A_STAGE}
     training = {**how, **{name: sum(each.get(name, 0) for each in done) for name in ("steps", "tokens")}}
     return {
         **before,

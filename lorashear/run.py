@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorashear import adapters, attaching, evaluate, sharding
+from lorashear import adapters, attaching, budget, evaluate, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings, Training
@@ -124,8 +124,8 @@ class Compilation(Run):
     @property
     def recovers(self) -> bool:
         """Whether it is the pruned model that is trained, at last."""
-        tuned = self.windows is not None and self.windows.instructions is not None
-        return self.settings.tokens is not None and (self.settings.lhspg < 1 or tuned)
+        settings, windows = self.settings, self.windows
+        return settings.tokens is not None and windows is not None and bool(budget.stages(settings, windows))
 
     @property
     def criterion(self) -> str:

@@ -21,6 +21,7 @@ from lorashear_ir.groups import Group, Groups
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 
 STAGE = "transfer"
+TRANSFER = 2  # the number of its order of windows, beside those of the stages of recovery
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def transfer(
     steps, every = budget.transferred(settings, windows), budget.on_text(settings, windows)
     recipe = replace(recipes.recipe(settings, model, steps), schedule=every)
     schedule = _schedule(settings, steps)
-    mixture = Mixture(budget.unwatched(windows.subsets), recipe)
+    mixture = Mixture(budget.unwatched(windows.subsets), recipe, stage=TRANSFER)
     chosen = _reached(model, widths)
     calibration = run.batches(model, windows.calibration)
     weights = SharedWeights(run.sharded(model), run.processes, partial(learner, run))
