@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lorashear
 from conftest import WORDS
 from lorashear import data, subsets
+from lorashear.calibration import Subset
 from lorashear.cli import main
-from lorashear.mixture import FLOOR
+from lorashear.mixture import FLOOR, Mixture
+from lorashear.recipes import Recipe
 from lorashear.run import Run
 from lorashear.training import Step
 from lorashear.verifying import verify
@@ -424,3 +426,80 @@ class TestNames:
     def test_a_mapping(self) -> None:
         assert subsets.named({"a": "one", "b": [Path("two"), "three"]}) == {"a": ["one"], "b": [Path("two"), "three"]}
         assert subsets.named(()) == {}
+
+
+def test_a_share_of_lhspg_leaves_a_step_to_recover_in(
+    exact: Path, kinds: dict[str, Path], questions: Path, tmp_path: Path
+) -> None:
+    """And steps are counted through all stages, whose windows come in other orders."""
+    seen: list[Step] = []
+    settings: dict[str, Any] = {"windows": 8, "stepped": seen.append, "lhspg": 0.99, **SETTINGS}
+    found = lorashear.compile(
+        exact, 0.4, tmp_path / "out", text=kinds, instruct=questions, tokens=4000, **settings
+    ).report
+    text, tuning = found["recovery"]["stages"]
+    assert text["steps"] == 1 and text["before"] + 1 == text["schedule"]
+    assert [step.step for step in seen] == list(range(1, text["schedule"] + tuning["steps"] + 1))
+    assert tuning["rate"] == pytest.approx(0.2 * text["rate"])
+
+
+def test_stages_draw_in_other_orders() -> None:
+    rows = torch.arange(12)[:, None].expand(12, 4)
+    drawn = [
+        Mixture([Subset("a", rows, rows[:0])], Recipe(3, 1.0, batch=12), stage=stage).draw()[:, 0].tolist()
+        for stage in (0, 1, 2)
+    ]
+    assert sorted(drawn[0]) == sorted(drawn[1]) == list(range(12)) and len({tuple(each) for each in drawn}) == 3
+
+
+def test_what_was_settled_stays_settled(
+    exact: Path, pruned: Path, kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is free when a run goes on does not change what it learns from."""
+    request: dict[str, Any] = {"text": kinds, "tokens": 4000, "dense": exact, "save_every": "3", **SETTINGS}
+
+    def interrupted(step: Step) -> None:
+        if step.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lorashear.recover(pruned, tmp_path / "out", stepped=interrupted, **request)
+    monkeypatch.setattr("lorashear.fitting.available", lambda _: 0)
+    found = lorashear.recover(pruned, tmp_path / "out", resume=True, **request).report
+    assert found["training"]["distill"] == 0.8
+    log = (tmp_path / "out" / "lorashear" / "training.jsonl").read_text()
+    assert len(log.splitlines()) == 16 and '"divergence": null' not in log
+
+
+def test_which_dense_model_it_is(
+    exact: Path, pruned: Path, kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def why(**report: Any) -> str:
+        named = Path(shutil.copytree(pruned, tmp_path / f"named{len(list(tmp_path.iterdir()))}"))
+        path = named / "lorashear" / "report.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model": "owner/dense", **report}))
+        more = {"dense": "none"} if not report else {}
+        return recovered(named, tmp_path / f"out-{named.name}", text=kinds["runs"], tokens=300, **more)["recovery"][
+            "why"
+        ]
+
+    assert why().startswith("no dense model is wanted, and nothing says")
+    assert why(lora=True).startswith(
+        "owner/dense is dense only with the adapter that it was pruned with (--lora DIR), and"
+    )
+    resolve = lorashear.checkpoint.resolve  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        "lorashear.checkpoint.resolve",
+        lambda model, revision=None: exact if model == "owner/dense" else resolve(model, revision),
+    )
+    monkeypatch.setattr("lorashear.fitting.available", lambda _: 0)
+    assert why(lora=False).startswith("owner/dense, the dense model, has 0.0 GB, 0.0 GB of memory are free, and")
+
+
+def test_the_card_says_what_was_done_last(exact: Path, pruned: Path, kinds: dict[str, Path], tmp_path: Path) -> None:
+    first = lorashear.recover(pruned, tmp_path / "one", text=kinds, tokens=1500, dense=exact, **SETTINGS)
+    more: dict[str, Any] = {"context": 32, "learning_rate": 1e-3, "distill": 0.0, "full": True, "mixture": "static"}
+    lorashear.recover(first.folder, tmp_path / "two", text=kinds, tokens=1500, dense=exact, **more)
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "(learning rate 1.0e-03)" in card and "the shares of what was drawn did not follow it" in card
+    assert "the shares of what was drawn followed it" in (tmp_path / "one" / "README.md").read_text()
