@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,8 +16,8 @@ from transformers import PreTrainedModel
 
 from lorashear import adapters, checkpoint, fitting, launched, models, results, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows
-from lorashear.config import HOW, Settings
-from lorashear.cutting import Given, prune, read
+from lorashear.config import Settings
+from lorashear.cutting import prune, read
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.loading import check_usable, load
@@ -173,15 +171,20 @@ def _compile(
     twin = models.build_twin(config, trust_remote_code=run.trust_remote_code)
     settings = fitting.settled(run.settings, lambda each: _estimate(source, twin, each, bool(texts), target), stage.say)
     asked, run = run.settings, replaced(run, settings=settings)
+    estimate = _estimate(source, twin, settings, bool(texts), target)
     if estimated:
-        estimated(_estimate(source, twin, settings, bool(texts), target))
+        estimated(estimate)
     with stage("read"):
         given = read(source, twin, run.lora)
         windows = read_windows(source.folder, config, texts, settings, stage.progress, instruct) if texts else None
         run = replaced(run, windows=windows)
-    room = source.bytes * (2 if run.recovers else 1)
     with resumable_folder(
-        target, job=_job(run, given, asked), resume=resume, source=source.folder, overwrite=overwrite, bytes_needed=room
+        target,
+        job=run.job([source.digest(), given.all_contents], asked),
+        resume=resume,
+        source=source.folder,
+        overwrite=overwrite,
+        bytes_needed=estimate.room,
     ) as (folder, journal):
         run = replaced(run, work=folder / WORK, saved=partial(journal.note, "training"))
         pruned = run.work / "pruned" if run.recovers else folder
@@ -199,15 +202,6 @@ def _compile(
             raise
         shutil.rmtree(run.work, ignore_errors=True)
     return CompileResult(target, *results.read(target))
-
-
-def _job(run: Compilation, given: Given, asked: Settings) -> str:
-    """A hash of all that decides the result."""
-    found = hashlib.sha256((run.source.digest() + given.all_contents).encode())
-    if run.windows:
-        found.update(run.windows.digest().encode())
-    found.update(json.dumps({k: v for k, v in asdict(asked).items() if k not in HOW}).encode())
-    return found.hexdigest()
 
 
 def _estimate(

@@ -18,6 +18,8 @@ HOW = ("save_every", "micro_batch", "gradient_checkpointing", "fsdp")
 """Settings that the result does not depend on, but for the order in which floats are added up."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 BATCH = 8
+STATES = 2
+"""Of training, that are kept on the disk: of the last so many the newest that can be read counts."""
 """Windows a training step."""
 DISTILL = 0.8
 """Share of the training loss that is the distance from the dense model, where that is there."""

@@ -37,7 +37,7 @@ class Given:
 
     @property
     def all_contents(self) -> str:
-        return self.contents + (self.adapter.contents() if self.adapter else "")
+        return self.contents + (self.adapter.held.identity() if self.adapter else "")
 
 
 def read(source: Checkpoint, twin: PreTrainedModel, lora: Path | None) -> Given:

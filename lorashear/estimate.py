@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import BATCH, Settings, Training
+from lorashear.config import BATCH, STATES, Settings, Training
 from lorashear.slicing import Slice, buffer_bytes
 
 
@@ -39,10 +39,12 @@ class Sizes:
 @dataclass(frozen=True)
 class Estimate:
     """Bytes: ``read`` and ``written`` at most, the latter exactly for a slice, but for files of some kilobytes beside the
-    tensors; ``free`` on the disk now; ``memory`` at most on ``device``, beyond the interpreter and what it imports."""
+    tensors; ``room`` on the disk at most while it works, ``free`` there now; ``memory`` at most on ``device``, beyond the
+    interpreter and what it imports."""
 
     read: int
     written: int
+    room: int
     free: int
     memory: int
     device: str = "cpu"
@@ -51,7 +53,11 @@ class Estimate:
     def of(cls, wanted: Slice, target: Path) -> Self:
         """For a slice that goes to a folder, which need not exist yet."""
         return cls(
-            read=wanted.source.bytes, written=wanted.layout.bytes, free=_free(target), memory=buffer_bytes(wanted)
+            read=wanted.source.bytes,
+            written=wanted.layout.bytes,
+            room=wanted.layout.bytes,
+            free=_free(target),
+            memory=buffer_bytes(wanted),
         )
 
     @classmethod
@@ -85,6 +91,7 @@ class Estimate:
         return cls(
             read=4 * source.bytes * passes,  # looked through for NaN, loaded, hashed, sliced
             written=source.bytes * passes,
+            room=source.bytes * passes + (_states(sizes, settings) if settings.tokens else 0),
             free=_free(target),
             memory=max(weights + (refit + measured if tokens else 0), training if settings.tokens else 0),
             device=settings.device,
@@ -100,6 +107,7 @@ class Estimate:
         return cls(
             read=2 * pruned.bytes + 2 * dense * itemsize,
             written=pruned.bytes,
+            room=pruned.bytes + _states(sizes, settings),
             free=_free(target),
             memory=_training(sizes, settings, 1.0) + _held(weights, sizes, weights, shares),
             device=settings.device,
@@ -128,8 +136,19 @@ def _training(sizes: Sizes, settings: Training, kept: float) -> int:
     states = 3 * sizes.sides
     if settings.gradient_checkpointing:
         states = states // sizes.layers + 4 * sizes.layers * sizes.hidden
-    trained = sizes.weights * kept if settings.full else settings.rank * sizes.sides
+    trained = _trained(sizes, settings, kept)
     return round(20 * trained) + part * (states * _itemsize(settings) + 24 * sizes.vocabulary)
+
+
+def _states(sizes: Sizes, settings: Training) -> int:
+    """Bytes on the disk of what training leaves there until its end: a value and two moments in float32 for what is trained, in the
+    states that are kept and the one that is being written; and its value behind each of three stages."""
+    return round(4 * (3 * (STATES + 1) + 3) * _trained(sizes, settings, 1.0))
+
+
+def _trained(sizes: Sizes, settings: Training, kept: float) -> float:
+    """How many weights are trained, of a model that keeps so much of them."""
+    return sizes.weights * kept if settings.full else settings.rank * sizes.sides
 
 
 def _held(models: float, sizes: Sizes, every: float, shares: int) -> int:

@@ -41,6 +41,14 @@ class Adapted:
     parts: Mapping[str, TensorInfo]
 
 
+def held_in(folder: Path) -> Checkpoint:
+    """What is stored in an adapter's folder; LorashearError where it is none."""
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise LorashearError(f"'{folder}' is no adapter of peft: it lacks {CONFIG} or {WEIGHTS}")
+    config = json_object((folder / CONFIG).read_bytes(), f"'{folder / CONFIG}'")
+    return Checkpoint(folder, config, tensors_of(folder / WEIGHTS))
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An adapter's folder, held against its base model."""
@@ -57,9 +65,8 @@ class Adapter:
         Raises LorashearError where it is no LoRA adapter, or not one of this model.
         """
         folder = Path(folder)
-        if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-            raise LorashearError(f"'{folder}' is no adapter of peft: it lacks {CONFIG} or {WEIGHTS}")
-        config = json_object((folder / CONFIG).read_bytes(), f"'{folder / CONFIG}'")
+        held = held_in(folder)
+        config = held.config
         if config.get("peft_type") != "LORA":
             raise LorashearError(
                 f"'{folder}' is a {config.get('peft_type')} adapter; only LORA can be sliced or merged"
@@ -70,12 +77,7 @@ class Adapter:
                 f"'{folder}' began with {begun}, which changes the base weights as well: save it with peft's "
                 "path_initial_model_for_weight_conversion, which makes it plain LoRA"
             )
-        held = Checkpoint(folder, config, tensors_of(folder / WEIGHTS))
         return cls(folder, config, held, _adapted(folder, config, held, base, names or {}))
-
-    def contents(self) -> str:
-        """A hash of all that it adds."""
-        return self.held.digest() + self.held.contents()
 
     def check_mergeable(self) -> None:
         """Raises LorashearError where the adapter is more than a product of two matrices."""

@@ -60,6 +60,11 @@ def build_twin(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> 
         ) from error
 
 
+def twin_of(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """`build_twin` of the config in a model folder."""
+    return build_twin(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
+
+
 def _first(error: Exception) -> str:
     """The first sentence of somebody else's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -72,7 +77,7 @@ def as_module(model: Model, *, revision: str | None = None, trust_remote_code: b
     if isinstance(model, torch.nn.Module):
         return model
     folder = checkpoint.resolve(model, revision)
-    return build_twin(read_config(folder, trust_remote_code=trust_remote_code), trust_remote_code=trust_remote_code)
+    return twin_of(folder, trust_remote_code=trust_remote_code)
 
 
 def check_kind(model: Any) -> None:

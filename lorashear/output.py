@@ -83,7 +83,7 @@ def resumable_folder(
     """
     target = target.expanduser().resolve()
     work = unfinished(target)
-    held = sum(file.stat().st_size for file in work.iterdir()) if work.is_dir() else 0  # used again, or removed
+    held = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())  # used again, or removed
     check_target(target, source=source, overwrite=overwrite, bytes_needed=max(0, bytes_needed - held))
     missing = [folder for folder in target.parents if not folder.exists()]
     notes = work.with_name(f"{work.name}.json")

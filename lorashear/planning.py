@@ -22,7 +22,7 @@ def plan_for(model: str | Path, removed: Mapping[str, Collection[int]], revision
     """See `lorashear.plan`."""
     folder = checkpoint.resolve(model, revision)
     source = checkpoint.Checkpoint.open(folder)
-    twin = models.build_twin(models.read_config(folder))
+    twin = models.twin_of(folder)
     return lower(source, twin, models.groups(twin), removed, {})
 
 

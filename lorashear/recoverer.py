@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,15 @@ from lorashear import checkpoint, fitting, models, results, trackers
 from lorashear.calibration import read_tokenizer, read_windows
 from lorashear.checkpoint import Checkpoint
 from lorashear.compiler import CompileResult
-from lorashear.config import HOW, Training
+from lorashear.config import Training
 from lorashear.data import tokens_in
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import BESIDE
 from lorashear.loading import check_usable
+from lorashear.lora import held_in
 from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
+from lorashear.plans import Plan
 from lorashear.processes import Processes
 from lorashear.recovery import ALIKE
 from lorashear.recovery import recover as recover_run
@@ -99,9 +99,9 @@ def recover(
         name = (
             Path(name).resolve().name if found and Path(name).exists() else name
         )  # nobody else has this machine's folders
-        asked = wanted
+        asked, estimate = wanted, _estimates(source, found, target, trust_remote_code)
         if found and texts:
-            wanted = fitting.settled(wanted, lambda each: _estimate(source, found, each, target), say)
+            wanted = fitting.settled(wanted, estimate, say)
         stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
         own = Path(lora) if lora is not None else None
         run = Run(found, name, wanted, stages, trust_remote_code, own, processes=processes, why=why)
@@ -109,18 +109,19 @@ def recover(
             say(why)
         with stages("read"):
             source.check_finite()
-            windows = read_windows(pruned, models.read_config(pruned), texts, wanted, stages.progress, told)
+            config = models.read_config(pruned, trust_remote_code=trust_remote_code)
+            windows = read_windows(pruned, config, texts, wanted, stages.progress, told)
             if tokens is None:
                 held = sum(tokens_in(subset.training) for subset in windows.every)
                 wanted = replace(wanted, tokens=min(MOST, held))
             run = replace(run, windows=windows, settings=wanted)
         with resumable_folder(
             target,
-            job=_job(run, pruned, plan.to_json(), asked),
+            job=run.job(_known(run, source, plan), asked),
             resume=resume,
             source=pruned,
             overwrite=overwrite,
-            bytes_needed=source.bytes,
+            bytes_needed=estimate(wanted).room,
         ) as (place, journal):
             run = replace(run, work=place / WORK, saved=partial(journal.note, "training"))
             with stages("evaluate"):
@@ -156,11 +157,21 @@ def _dense(
     return found, ""
 
 
-def _estimate(pruned: Checkpoint, dense: Checkpoint, settings: Training, target: Path) -> Estimate:
-    small, large = (models.build_twin(models.read_config(each.folder)) for each in (pruned, dense))
-    parameters = sum(parameter.numel() for parameter in large.parameters())
-    sizes = fitting.sizes(small, settings)
-    return Estimate.of_recover(pruned, sizes, parameters, settings, target, shares=fitting.shares(settings))
+def _estimates(
+    pruned: Checkpoint, dense: Checkpoint | None, target: Path, trust_remote_code: bool
+) -> Callable[[Training], Estimate]:
+    """What the work takes, by its settings."""
+    small, large = (
+        models.twin_of(each.folder, trust_remote_code=trust_remote_code) if each else None for each in (pruned, dense)
+    )
+    assert small is not None
+    weights = sum(parameter.numel() for parameter in large.parameters()) if large else 0
+
+    def estimate(settings: Training) -> Estimate:
+        sizes, shares = fitting.sizes(small, settings), fitting.shares(settings)
+        return Estimate.of_recover(pruned, sizes, weights, settings, target, shares=shares)
+
+    return estimate
 
 
 def _check_vocabulary(dense: Path, pruned: Path, trust_remote_code: bool) -> None:
@@ -179,13 +190,8 @@ def _check_vocabulary(dense: Path, pruned: Path, trust_remote_code: bool) -> Non
         )
 
 
-def _job(run: Run, pruned: Path, plan: str, asked: Training) -> str:
-    """A hash of all that decides the result."""
-    assert run.windows is not None
-    parts = [plan, Checkpoint.open(pruned).contents(), run.windows.digest()]
-    adapters = [folder for folder in (pruned / BESIDE, run.lora) if folder and folder.is_dir()]
-    files = [file for folder in adapters for file in sorted(folder.glob("*")) if file.is_file()]
-    parts += [sha256(file.read_bytes()).hexdigest() for file in files]
-    parts += [run.source.contents()] if run.source else []
-    parts.append(json.dumps({k: v for k, v in asdict(asked).items() if k not in HOW}))
-    return sha256("\0".join(parts).encode()).hexdigest()
+def _known(run: Run, pruned: Checkpoint, plan: Plan) -> list[str]:
+    """What the models and adapters of a run are known by."""
+    adapters = [folder for folder in (pruned.folder / BESIDE, run.lora) if folder and folder.is_dir()]
+    found = [pruned, *(held_in(folder) for folder in adapters), *([run.source] if run.source else [])]
+    return [plan.to_json(), *(each.identity() for each in found)]

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from transformers import PreTrainedModel
 
 from lorashear import budget, curves, fitting, models, recipes, recovery_curves, results, training
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import Settings, Training
+from lorashear.config import Settings
 from lorashear.evaluate import mean_loss
 from lorashear.folder import BESIDE, write_adapter, write_folder
-from lorashear.lora import Adapter
+from lorashear.lora import Adapter, held_in
 from lorashear.mixture import Mixture
 from lorashear.plans import Plan
 from lorashear.run import Run
@@ -52,7 +51,7 @@ def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> 
         record = run.together(train, pruned, _remembered(run), left=lambda: left)
     with stage("merge" if settings.adapter == "merge" else "keep"):
         adapter = run.place(record["stages"][-1]["name"])
-        plan = write(plan, pruned, adapter, settings, folder, partial(stage.progress, "merge"))
+        plan = write(run, plan, pruned, adapter, folder)
         logs = [run.place(each["name"]) / LOG for each in record["stages"]]
         curves.keep(_joined([pruned / "lorashear" / LOG, *logs], run.work / LOG), folder / "lorashear")
     with stage("evaluate"):
@@ -112,12 +111,7 @@ def _remembered(run: Run) -> Remembered | None:
     settings, windows, source = run.settings, run.windows, run.source
     if not (settings.distill and settings.distill_top_k and source and windows and windows.subsets):
         return None
-    known = [source.digest(), source.contents()]
-    known += (
-        [sha256(file.read_bytes()).hexdigest() for file in sorted(run.lora.glob("*.*")) if file.is_file()]
-        if run.lora
-        else []
-    )
+    known = [source.identity(), *([held_in(run.lora).identity()] if run.lora else [])]
     return remember(
         run.dense,
         [subset.training for subset in windows.subsets],
@@ -143,14 +137,7 @@ def _joined(logs: list[Path], target: Path) -> Path:
     return target
 
 
-def write(
-    plan: Plan,
-    pruned: Path,
-    adapter: Path,
-    settings: Training,
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> Plan:
+def write(run: Run, plan: Plan, pruned: Path, adapter: Path, folder: Path) -> Plan:
     """Write a pruned model and its adapter, merged or kept beside it, or all its weights, into an empty ``folder``.
 
     ``adapter`` is where `training.adapt` has left what was trained.
@@ -158,7 +145,8 @@ def write(
     Returns:
         The plan, with the hash of every tensor that is no plain slice.
     """
-    small, twin = Checkpoint.open(pruned), models.build_twin(models.read_config(pruned))
+    small, settings, progress = Checkpoint.open(pruned), run.settings, partial(run.stage.progress, "merge")
+    twin = models.twin_of(pruned, trust_remote_code=run.trust_remote_code)
     if settings.full:
         weights = _weights(adapter / WHOLE, Storage.of(small, twin), tied(twin))
         write_folder(plan, Slice.of(small, {}, weights, settings.shard_bytes), folder, progress=progress)

@@ -45,8 +45,7 @@ COMPARED = (
     "Degradation is how far it lies above that of the dense model, `{dense}`; the shares of what was drawn {followed}."
 )
 FOLLOWED = ("did not follow it", "followed it")  # those of a static mixture, those of a dynamic one
-ALONE = "there was no dense model to compare with, so that the shares of what was drawn stayed equal"
-UNTRAINED = ("No training followed.", "Then it was trained, as said below.")  # without a recovery, with one
+UNTRAINED = "No training followed."
 LOADING = {
     "own": "Loads with plain `AutoModelForCausalLM.from_pretrained`.",
     "mistral": "Loads with plain `AutoModelForCausalLM.from_pretrained`. It is stored as `mistral`, whose tensors and "
@@ -94,7 +93,7 @@ def card(report: Mapping[str, Any], route: str) -> str:
         widths=widths or "per layer, see the report",
         criterion=report["criterion"],
         compensation=", compensated by least squares" if report["compensated"] else "",
-        training=_training(trained, report["settings"]) if trained else UNTRAINED[bool(recovery)],
+        training=_training(trained, report["settings"]) if trained else UNTRAINED,
         curves=_curves(trained) if trained else "",
         recovery=_recovery(recovery) if recovery else "",
     )
@@ -135,7 +134,7 @@ def _recovery(content: Mapping[str, Any]) -> str:
     alone = content["dense"] is None
     return RECOVERY.format(
         stages=recovery_stages(content),
-        compared=_sentence(content["why"] or ALONE)
+        compared=_sentence(content["why"])
         if alone
         else COMPARED.format(dense=content["dense"], followed=FOLLOWED[content.get("mixture") != "static"]),
         table="\n".join(f"| {' | '.join(line)} |" for line in lines),

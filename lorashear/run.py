@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ import torch
 from lorashear import adapters, attaching, budget, evaluate, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
-from lorashear.config import Settings, Training
+from lorashear.config import HOW, Settings, Training
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.processes import Processes
@@ -52,6 +54,12 @@ class Run:
         told = replace(self, stage=Stages(), saved=None, processes=Processes())
         self.processes.tell(_called, (function, told, arguments))
         return function(self, *arguments, **here)
+
+    def job(self, known: Sequence[str], asked: Training) -> str:
+        """A hash of all that decides the result: what its models and adapters are known by, the text, and what was asked for."""
+        text = [self.windows.digest()] if self.windows else []
+        settings = {name: value for name, value in asdict(asked).items() if name not in HOW}
+        return sha256("\0".join([*known, *text, json.dumps(settings)]).encode()).hexdigest()
 
     def place(self, stage: str) -> Path:
         """The folder of a stage of training: its states, its log, its adapter."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lorashear.config import STATES
 from lorashear.errors import LorashearError
 
-KEPT = 2
-"""The last so many; of them the newest that can be read counts."""
 UNFINISHED = "new"
+
+
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """What training leaves in a folder is written here; LorashearError where the disk takes no more."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise LorashearError(
+            f"the state of training cannot be written to '{folder}': {error}; make room there"
+        ) from error
 
 
 @dataclass
@@ -48,20 +59,16 @@ class Snapshots:
         Raises:
             LorashearError: the disk takes no more.
         """
-        try:
+        with written_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = self.folder / UNFINISHED
             save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, fresh)
             with fresh.open("rb+") as file:
                 os.fsync(file.fileno())
             fresh.replace(self.folder / f"step-{step:08}.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise LorashearError(
-                f"the state of training cannot be written to '{self.folder}': {error}; make room there"
-            ) from error
         if self.saved:
             self.saved(step)
-        for old in self._files()[:-KEPT]:
+        for old in self._files()[:-STATES]:
             old.unlink()
         self._saved = time.monotonic()
 

@@ -27,7 +27,7 @@ from lorashear.processes import Processes
 from lorashear.recipes import Recipe
 from lorashear.seeding import seeded
 from lorashear.sharding import full, local
-from lorashear.snapshots import Snapshots
+from lorashear.snapshots import Snapshots, written_to
 from lorashear.stopping import deferred
 from lorashear.teaching import Teacher
 
@@ -117,10 +117,11 @@ def adapt(
         )
     trained = {name: full(value.detach()) for name, value in model.named_parameters() if value.requires_grad}
     if processes.main:
-        if hasattr(model, "peft_config"):
-            model.save_pretrained(folder, state_dict=trained)
-        else:
-            save_file({name: value.cpu().contiguous() for name, value in trained.items()}, folder / WHOLE)
+        with written_to(folder):
+            if hasattr(model, "peft_config"):
+                model.save_pretrained(folder, state_dict=trained)
+            else:
+                save_file({name: value.cpu().contiguous() for name, value in trained.items()}, folder / WHOLE)
     return {
         **asdict(mixture.recipe),
         "steps": mixture.last,

@@ -34,7 +34,7 @@ def verify(model: str | Path, small: str | Path, *, revision: str | None = None)
     plan = Plan.load(result.folder / "lorashear" / "plan.json")
     if plan.source != source.digest():
         raise LorashearError(f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ")
-    twin = models.build_twin(models.read_config(source.folder))
+    twin = models.twin_of(source.folder)
     groups = models.groups(twin)
     _plan(plan, lower(source, twin, groups, plan.removed, {}), result)
     return [*_tensors(source, result, plan), _theorem(source, groups, plan)]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def settled(settings: Training, there: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float | None, list[str]]:
     monkeypatch.setattr(fitting, "available", lambda _: there)
     said: list[str] = []
-    found = fitting.settled(settings, lambda _: Estimate(0, 0, 0, memory=3 * 10**9), said.append)
+    found = fitting.settled(settings, lambda _: Estimate(0, 0, 0, 0, memory=3 * 10**9), said.append)
     return found.distill, said
 
 

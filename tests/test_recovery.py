@@ -72,6 +72,27 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=torch.arange(60).reshape(2, 30)).logits
 
 
+@pytest.mark.parametrize("free", ["result", "states"])
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    pruned: Path, exact: Path, kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: str
+) -> None:
+    """All weights trained leave states that are many times the result: that room is asked for before the first step."""
+    ask: dict[str, Any] = {"text": kinds, "tokens": 2000, "dense": exact, "full": True, **SETTINGS}
+    size = (pruned / "model.safetensors").stat().st_size
+    if free == "result":
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 2 * size})())
+    else:
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("lorashear.training.save_file", full)
+    words = "GB are free there" if free == "result" else "the state of training cannot be written to"
+    with pytest.raises(lorashear.LorashearError, match=words):
+        lorashear.recover(pruned, tmp_path / "out", **ask)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("adapter", ["merge", "keep"])
 def test_a_pruned_folder_recovers(
     exact: Path,
