@@ -21,7 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 
 import lorashear
 from lorashear.data import read_texts, windows
-from lorashear.evaluate import compare_speed, perplexity
+from lorashear.evaluation.speed import compare_speed
+from lorashear.likelihood import perplexity
 from lorashear.terminal import Terminal
 from stdlib_text import write
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from lorashear import data, evaluate
+from lorashear import data, likelihood
 from lorashear.config import Settings, Training
 from lorashear.corpus import Corpus
 from lorashear.errors import LorashearError
@@ -203,5 +203,5 @@ def window_length(config: PreTrainedConfig, settings: Training) -> int:
 
 def batches(windows: torch.Tensor, vocabulary: int, device: str) -> list[Batch]:
     """Windows as the arguments of a model's forward."""
-    size = min(evaluate.batch_size(windows.shape[1], vocabulary), BATCH_WINDOWS)
+    size = min(likelihood.batch_size(windows.shape[1], vocabulary), BATCH_WINDOWS)
     return [data.inputs(rows.to(device)) for rows in windows.split(size) if len(rows)]

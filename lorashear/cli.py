@@ -474,7 +474,7 @@ def eval_(
 
     from lorashear import checkpoint, data
     from lorashear.corpus import Corpus
-    from lorashear.evaluate import perplexity
+    from lorashear.likelihood import perplexity
     from lorashear.loading import load
     from lorashear.windows_file import sampled_windows
 

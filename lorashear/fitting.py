@@ -16,7 +16,7 @@ from lorashear import launched, sharding
 from lorashear.calibration import window_length
 from lorashear.config import DISTILL, Training
 from lorashear.estimate import Estimate, Sizes
-from lorashear.evaluate import batch_size
+from lorashear.likelihood import batch_size
 from lorashear.stages import Say
 
 T = TypeVar("T", bound=Training)

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from lorashear import budget, curves, fitting, models, recipes, recovery_curves, results, training
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
-from lorashear.evaluate import mean_loss
 from lorashear.folder import BESIDE, write_adapter, write_folder
+from lorashear.likelihood import mean_loss
 from lorashear.lora import Adapter, held_in
 from lorashear.mixture import Mixture
 from lorashear.plans import Plan

@@ -13,8 +13,8 @@ from lorashear import knowledge, report
 from lorashear.checkpoint import Checkpoint, json_object
 from lorashear.choosing import Choice
 from lorashear.errors import LorashearError
-from lorashear.evaluate import Perplexity
 from lorashear.folder import write_json
+from lorashear.likelihood import Perplexity
 from lorashear.plans import Plan
 from lorashear.report import layer_widths
 from lorashear.run import Compilation, Run

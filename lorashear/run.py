@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorashear import adapters, attaching, budget, evaluate, sharding
+from lorashear import adapters, attaching, budget, likelihood, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import HOW, Settings, Training
@@ -114,10 +114,10 @@ class Run:
         """Windows as arguments of the model's forward."""
         return batches(windows, int(model.config.get_text_config().vocab_size), self.settings.device)
 
-    def judged(self, model: Any) -> evaluate.Perplexity | None:
+    def judged(self, model: Any) -> likelihood.Perplexity | None:
         """Perplexity on the windows that nothing else uses; None where there are none."""
         windows = self.windows
-        return evaluate.perplexity(model, windows.evaluation) if windows and len(windows.evaluation) else None
+        return likelihood.perplexity(model, windows.evaluation) if windows and len(windows.evaluation) else None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorashear import cache
 from lorashear.data import PADDING, READ, ROWS_AT_ONCE, inputs, wanted
 from lorashear.errors import Fault
-from lorashear.evaluate import batch_size, evaluating
+from lorashear.likelihood import batch_size, evaluating
 from lorashear.output import NewFile, output_file
 from lorashear.stages import Progress
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lorashear import trainstate
 from lorashear.data import tokens_in, told
 from lorashear.errors import LorashearError
-from lorashear.evaluate import batch_size, mean_loss
+from lorashear.likelihood import batch_size, mean_loss
 from lorashear.losses import losses
 from lorashear.mixture import Measured, Mixture
 from lorashear.processes import Processes

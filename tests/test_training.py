@@ -22,7 +22,7 @@ from lorashear.calibration import Windows, read_windows
 from lorashear.cli import main
 from lorashear.config import Settings
 from lorashear.data import PADDING
-from lorashear.evaluate import perplexity
+from lorashear.likelihood import perplexity
 from lorashear.losses import STREAM, losses
 from lorashear.mixture import Mixture
 from lorashear.teaching import Online

@@ -31,8 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 import lorashear
 from lorashear import data
 from lorashear.calibration import held_out
-from lorashear.evaluate import mean_loss
 from lorashear.instructions import instruction_windows
+from lorashear.likelihood import mean_loss
 from lorashear.processes import Processes
 from subjects import CONTEXT, SHARED, Subject, subjects
 from trials import DENSE, Results, machine, machines, workers

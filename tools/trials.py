@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 import lorashear
 from lorashear import attaching, data, recipes, training
 from lorashear.config import BATCH
-from lorashear.evaluate import perplexity
+from lorashear.likelihood import perplexity
 from lorashear.mixture import Mixture
 from subjects import CONTEXT, TEST, Subject
 

@@ -1,4 +1,4 @@
-"""Perplexity against the loss of transformers and against a published table; speeds are only measured, not judged."""
+"""Perplexity against the loss of transformers and against a published table."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lorashear import evaluate
+from lorashear import likelihood
 from lorashear.data import pack, read_texts
 from lorashear.errors import LorashearError
-from lorashear.evaluate import batch_size, compare_speed, decode_speed, forward_speed, perplexity
+from lorashear.likelihood import batch_size, perplexity
 
 VOCABULARY = 53
 
@@ -54,7 +54,7 @@ class TestPerplexity:
     def test_neither_the_batch_nor_the_pieces_of_the_loss_change_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, windows = tiny(), some_windows(7, 12)
         whole = perplexity(model, windows, batch=7).nll
-        monkeypatch.setattr(evaluate, "LOSS_BYTES", 5 * 4 * VOCABULARY)
+        monkeypatch.setattr(likelihood, "LOSS_BYTES", 5 * 4 * VOCABULARY)
         for batch in (1, 2, 3):
             assert perplexity(model, windows, batch=batch).nll == pytest.approx(whole, rel=1e-6)
 
@@ -135,34 +135,3 @@ class TestPerplexity:
         documents = read_texts([shared_data / "text" / "tinystories" / "test.jsonl"])
         windows = pack(AutoTokenizer.from_pretrained(folder), documents, length)
         assert perplexity(model, windows[:: len(windows) // 50]).perplexity == pytest.approx(wanted, rel=0.02)
-
-
-class TestSpeed:
-    def test_decoding_and_forward_have_a_speed(self) -> None:
-        model = tiny().train()
-        assert decode_speed(model, prompt=4, tokens=3, repeats=1) > 0
-        assert forward_speed(model, length=8, batch=2, repeats=1) > 0
-        assert model.training
-
-    def test_the_models_run_by_turns_and_the_ratio_is_of_medians(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        order: list[str] = []
-        seconds = iter([9.0, 9.0, 1.0, 0.5, 2.0, 4.0, 3.0, 0.25])  # two to warm up, then three rounds of two
-
-        def run(model: SimpleNamespace, **_: int) -> tuple[int, float]:
-            order.append(model.name)
-            return 1, next(seconds)
-
-        monkeypatch.setattr(evaluate, "_decode", run)
-        dense, pruned = SimpleNamespace(name="dense"), SimpleNamespace(name="pruned")
-        speed = compare_speed(dense, pruned, "decode", repeats=3)  # pyright: ignore[reportArgumentType]
-        assert order == ["dense", "pruned"] * 4
-        assert (speed.dense, speed.pruned, speed.ratio) == (0.5, 2.0, 4.0)
-
-    def test_a_smaller_model_is_compared_on_both_kinds(self) -> None:
-        for kind in ("decode", "forward"):
-            speed = compare_speed(tiny(), tiny(), kind, length=8, prompt=4, tokens=2, repeats=2)
-            assert speed.ratio == pytest.approx(speed.pruned / speed.dense)
-
-    def test_no_repeats_measure_nothing(self) -> None:
-        with pytest.raises(LorashearError, match="measure nothing"):
-            forward_speed(tiny(), repeats=0)

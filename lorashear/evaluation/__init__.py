@@ -1,0 +1,1 @@
+"""What models are worth and what they cost, side by side: `lorashear eval`."""
