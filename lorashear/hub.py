@@ -27,6 +27,7 @@ class HubDataset:
     repository: str
     config: str | None
     split: str
+    revision: str | None = None
 
     @classmethod
     def named(cls, text: str) -> Self | None:
@@ -93,7 +94,8 @@ class HubDataset:
     def _builder(self) -> Any:
         import datasets  # here: a second that no other command pays
 
-        return datasets.load_dataset_builder(self.repository, self.config)
+        how: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        return datasets.load_dataset_builder(self.repository, self.config, **how)
 
 
 @contextmanager
