@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import lorashear
 from lorashear.data import read_texts, windows
-from lorashear.evaluation.speed import compare_speed
+from lorashear.evaluation.speed import measure
 from lorashear.likelihood import perplexity
 from lorashear.terminal import Terminal
 from stdlib_text import write
@@ -79,14 +79,19 @@ def row(
     seconds: float | None,
 ) -> tuple[str, ...]:
     found = perplexity(model, held_out)
-    speeds = [] if seconds is None else [compare_speed(dense, model, kind, batch=4) for kind in ("decode", "forward")]
+    speeds: list[str] = []
+    if seconds is not None:
+        before, now = measure({"dense": dense, name: model}, batches=[4], rounds=7)
+        speeds = [
+            f"{before.decode:,.0f} → {now.decode:,.0f} ({now.decode_ratio:.2f}×)",
+            f"{before.prefill:,.0f} → {now.prefill:,.0f} ({now.prefill_ratio:.2f}×)",
+        ]
     return (
         name,
         f"{sum(p.numel() for p in model.parameters()):,}",
         f"{sum(f.stat().st_size for f in folder.glob('*.safetensors')):,}",
         f"{found.perplexity:.3f}",
-        *(f"{s.dense:,.0f} → {s.pruned:,.0f} ({s.ratio:.2f}×)" for s in speeds),
-        *("" for _ in range(2 - len(speeds))),
+        *(speeds or ("", "")),
         f"{seconds:.0f}" if seconds is not None else "",
     )
 

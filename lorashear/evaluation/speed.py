@@ -1,103 +1,196 @@
-"""What a model costs to run: tokens a second, of several models by turns."""
+"""What models cost to run, by turns in one run: time to the first token, tokens a second, bytes."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from lorashear.errors import LorashearError
-from lorashear.likelihood import evaluating
+from lorashear.evaluation.greedy import check_positions, prompt_ids, run, vocabulary
+from lorashear.evaluation.limits import cache_bytes, read_bytes, weight_bytes
+from lorashear.evaluation.memory import peak_bytes
+from lorashear.loading import DTYPES
+from lorashear.stages import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one model costs at one batch size: medians over the rounds, and ratios to the first model, each the median of the
+    ratios within a round, so that what else the machine did slowed both alike.
+
+    Of every row ``prompt`` tokens are read, then ``tokens`` are decoded after the first one.
+    """
+
+    name: str
+    batch: int  # rows
+    prompt: int  # tokens a row
+    tokens: int  # a row, beyond the first one
+    rounds: int
+    time_to_first_token: float  # seconds, until its id is on the host
+    prefill: float  # prompt tokens a second, of all rows
+    decode: float  # new tokens a second, of all rows
+    spread: float | None  # of decode, from the first quartile to the third, as a share of its median; None of one round
+    prefill_ratio: float  # to the first model; over 1 is faster
+    decode_ratio: float
+    limit: (
+        float  # the most that decode_ratio can be where memory bounds it: bytes read by the first model over this one's
+    )
+    weight_bytes: int  # parameters and buffers, tied ones once
+    read_bytes: int  # in one step of decoding: see `lorashear.evaluation.limits`
+    cache_bytes: int | None  # at the end, of prompt + tokens entries a row; None of a model without a cache
+    peak_bytes: int | None  # see `lorashear.evaluation.memory`
+    no_peak: str | None  # why there is none
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    *,
+    batches: Sequence[int] = (1,),
+    prompt: int = 128,
+    tokens: int = 32,
+    rounds: int = 5,
+    warm_up: int = 1,
+    folders: Mapping[str, str | Path] | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> list[Cost]:
+    """Run every model once a round, in an order that is rotated from round to round; for each batch size, in this order of models.
+
+    All read the same random token ids, which all of them know, and decode greedily with their caches, whatever tokens come.
+
+    Args:
+        models: causal language models by name; the first is the one that the others are compared with. They stay on their
+            devices and in their dtypes.
+        batches: rows at once; each size is measured by itself.
+        prompt, tokens: to read, and to decode after the first token, of each row.
+        rounds, warm_up: that count, and those before them that do not.
+        folders: where models lie on disk: on a CPU their peak memory is measured from there, each in a process of its own.
+        trust_remote_code: run modelling code that comes with a folder.
+        progress: called with ("speed", done, total) after every run.
+
+    Raises:
+        LorashearError: nothing to measure, or more tokens than a model has positions.
+    """
+    _check(models, batches, prompt, tokens, rounds, warm_up)
+    known = vocabulary(models.values())
+    done, total = 0, len(batches) * (warm_up + rounds) * len(models)
+    costs: list[Cost] = []
+    for batch in batches:
+        ids = prompt_ids(known, batch, prompt)
+        timed: dict[str, list[_Timed]] = {name: [] for name in models}
+        for turn in range(warm_up + rounds):
+            for name in rotated(list(models), turn):
+                timed[name].append(_timed(models[name], ids, tokens))
+                done += 1
+                if progress:
+                    progress("speed", done, total)
+        first: Cost | None = None
+        for name, model in models.items():
+            counted = {each: runs[warm_up:] for each, runs in timed.items()}
+            cost = _cost(name, model, counted[name], next(iter(counted.values())), ids, tokens)
+            first = first or cost
+            peak, reason = _peak(model, (folders or {}).get(name), ids, tokens, trust_remote_code)
+            costs.append(replace(cost, limit=first.read_bytes / cost.read_bytes, peak_bytes=peak, no_peak=reason))
+    return costs
+
+
+def rotated(names: Sequence[str], turn: int) -> list[str]:
+    """The order of a round: each begins one further on, so that no model always runs after the same one."""
+    begin = turn % len(names)
+    return [*names[begin:], *names[:begin]]
+
+
+def spread(rates: Sequence[float]) -> float | None:
+    """From the first quartile to the third, as a share of the median; None of fewer than two."""
+    if len(rates) < 2:
+        return None
+    lower, middle, upper = statistics.quantiles(rates, method="inclusive")
+    return (upper - lower) / middle
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Tokens a second of two models measured by turns, and how many times faster the pruned one is."""
+class _Timed:
+    """A run whose cache is gone, since the next model needs the memory."""
 
-    dense: float
-    pruned: float
-    ratio: float
-
-
-def decode_speed(model: nn.Module, *, prompt: int = 32, tokens: int = 32, batch: int = 1, repeats: int = 5) -> float:
-    """New tokens a second, greedy, with a KV cache: ``tokens`` after a random prompt of ``prompt`` tokens in ``batch``
-    rows. The prompt's own pass is not timed. Median of ``repeats`` after one run to warm up."""
-    return _rates([model], partial(_decode, prompt=prompt, tokens=tokens, batch=batch), repeats)[0]
+    first: float
+    rest: float
+    cache: int | None
 
 
-def forward_speed(model: nn.Module, *, length: int = 128, batch: int = 1, repeats: int = 5) -> float:
-    """Prompt tokens a second: one pass over ``batch`` rows of ``length`` random tokens, logits of all of them.
-    Median of ``repeats`` after one run to warm up."""
-    return _rates([model], partial(_forward, length=length, batch=batch), repeats)[0]
+def _timed(model: nn.Module, ids: torch.Tensor, tokens: int) -> _Timed:
+    found = run(model, ids, tokens)
+    return _Timed(found.first, found.rest, cache_bytes(found.cache))
 
 
-def compare_speed(
-    dense: nn.Module,
-    pruned: nn.Module,
-    kind: Literal["decode", "forward"] = "decode",
-    *,
-    length: int = 128,
-    prompt: int = 32,
-    tokens: int = 32,
-    batch: int = 1,
-    repeats: int = 7,
-) -> Speed:
-    """:func:`decode_speed` or :func:`forward_speed` of both models, measured by turns in one run, so that whatever
-    else the machine does slows both alike. ``ratio`` is pruned over dense."""
-    run = {
-        "decode": partial(_decode, prompt=prompt, tokens=tokens, batch=batch),
-        "forward": partial(_forward, length=length, batch=batch),
-    }[kind]
-    one, other = _rates([dense, pruned], run, repeats)
-    return Speed(one, other, other / one)
+def _cost(
+    name: str, model: nn.Module, runs: Sequence[_Timed], first: Sequence[_Timed], ids: torch.Tensor, tokens: int
+) -> Cost:
+    """All but the memory, beside the runs of the first model in the same rounds."""
+    batch, prompt = ids.shape
+    pairs = list(zip(first, runs, strict=True))
+    rates = [batch * tokens / each.rest for each in runs]
+    return Cost(
+        name=name,
+        batch=batch,
+        prompt=prompt,
+        tokens=tokens,
+        rounds=len(runs),
+        time_to_first_token=statistics.median(each.first for each in runs),
+        prefill=statistics.median(batch * prompt / each.first for each in runs),
+        decode=statistics.median(rates),
+        spread=spread(rates),
+        prefill_ratio=statistics.median(other.first / own.first for other, own in pairs),
+        decode_ratio=statistics.median(other.rest / own.rest for other, own in pairs),
+        limit=1.0,
+        weight_bytes=weight_bytes(model),
+        read_bytes=read_bytes(model, batch=batch, cache=runs[-1].cache or 0),
+        cache_bytes=runs[-1].cache,
+        peak_bytes=None,
+        no_peak=None,
+    )
 
 
-# One run on one model: (tokens, seconds).
-Run = Callable[[Any], tuple[int, float]]
+def _peak(
+    model: nn.Module, folder: str | Path | None, ids: torch.Tensor, tokens: int, trust_remote_code: bool
+) -> tuple[int | None, str | None]:
+    """Peak memory, and why there is none."""
+    batch, prompt = ids.shape
+    reasons: list[str] = []
+    device, dtype = next(
+        ((p.device.type, str(p.dtype).removeprefix("torch.")) for p in model.parameters()), ("cpu", "")
+    )
+    if device == "cpu" and folder is not None and dtype in DTYPES:
+        peak = peak_bytes(
+            folder,
+            batch=batch,
+            prompt=prompt,
+            tokens=tokens,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            say=reasons.append,
+        )
+    else:
+        peak = peak_bytes(model, batch=batch, prompt=prompt, tokens=tokens, say=reasons.append)
+    return peak, next(iter(reasons), None)
 
 
-def _rates(models: Sequence[nn.Module], run: Run, repeats: int) -> list[float]:
-    """Median tokens a second of each model over ``repeats`` rounds in which every model runs once."""
-    if repeats < 1:
-        raise LorashearError(f"{repeats} repeats measure nothing; ask for 1 or more")
-    for model in models:
-        run(model)
-    rounds = [[run(model) for model in models] for _ in range(repeats)]
-    return [statistics.median(tokens / seconds for tokens, seconds in column) for column in zip(*rounds, strict=True)]
-
-
-def _decode(model: Any, prompt: int, tokens: int, batch: int) -> tuple[int, float]:
-    with evaluating(model) as device:
-        output = model(input_ids=_random_ids(model, batch, prompt, device), use_cache=True)
-        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
-        started = _now(device)
-        for _ in range(tokens):
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
-        return batch * tokens, _now(device) - started
-
-
-def _forward(model: Any, length: int, batch: int) -> tuple[int, float]:
-    with evaluating(model) as device:
-        ids = _random_ids(model, batch, length, device)
-        started = _now(device)
-        model(input_ids=ids, use_cache=False)
-        return batch * length, _now(device) - started
-
-
-def _random_ids(model: Any, batch: int, length: int, device: torch.device) -> torch.Tensor:
-    vocabulary = model.config.get_text_config().vocab_size
-    return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+def _check(
+    models: Mapping[str, nn.Module], batches: Sequence[int], prompt: int, tokens: int, rounds: int, warm_up: int
+) -> None:
+    if not models:
+        raise LorashearError("there is no model to measure: give one or more by name")
+    if not batches:
+        raise LorashearError("there is no batch size to measure at: give one or more in batches")
+    counts = {"prompt": prompt, "tokens": tokens, "rounds": rounds} | {"batches": min(batches)}
+    for word, count in counts.items():
+        if count < 1:
+            raise LorashearError(f"{word} is {count}, which leaves nothing to measure: ask for 1 or more")
+    if warm_up < 0:
+        raise LorashearError(f"warm_up is {warm_up}; it is a number of rounds, 0 or more")
+    for name, model in models.items():
+        check_positions(name, model, prompt, tokens)
