@@ -42,7 +42,9 @@ def test_a_choice_of_contexts_has_their_lengths(tmp_path: Path) -> None:
 
 
 def test_a_minimal_pair_has_no_context_and_the_first_is_right(tmp_path: Path) -> None:
-    assert only(tmp_path, {"good": "He runs.", "bad": "He run."}) == Item((("", "He runs."), ("", "He run.")), (8, 7), 0)
+    assert only(tmp_path, {"good": "He runs.", "bad": "He run."}) == Item(
+        (("", "He runs."), ("", "He run.")), (8, 7), 0
+    )
 
 
 def test_lengths_are_characters_as_written(tmp_path: Path) -> None:

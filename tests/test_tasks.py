@@ -143,7 +143,9 @@ def test_a_gold_answer_that_the_hub_holds_back(hub: dict[str, Any], tmp_path: Pa
 
 def test_a_hub_that_cannot_be_reached_names_the_folder_to_give() -> None:
     """The tests are offline."""
-    with pytest.raises(LorashearError, match=r"^allenai/ai2_arc .*; give a folder with arc_easy.jsonl \(--items DIR\)$"):
+    with pytest.raises(
+        LorashearError, match=r"^allenai/ai2_arc .*; give a folder with arc_easy.jsonl \(--items DIR\)$"
+    ):
         suite("arc_easy")
 
 
