@@ -137,6 +137,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, items: Iterable[Item], name: st
             f"{name} has items without a context, and the tokenizer neither a BOS nor an EOS token to put there; "
             "give a tokenizer that has one"
         )
+    start: list[int] = [] if prefix is None else [prefix]
     # A text that begins with the token in letters does not get it twice.
     written = None if prefix is None else str(tokenizer.decode(prefix))
     alone = _ids(tokenizer, (told for context, told in split if not context), lambda _: False)
@@ -146,10 +147,10 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, items: Iterable[Item], name: st
         if context:
             read = ids[context]
             yield read, ids[context + told][len(read) :]
-        elif alone[told][:1] == [prefix]:
-            yield alone[told][:1], alone[told][1:]
+        elif alone[told][:1] == start:
+            yield start, alone[told][1:]
         else:
-            yield [prefix], alone[told]
+            yield start, alone[told]
 
 
 def _moved(context: str, continuation: str) -> tuple[str, str]:
