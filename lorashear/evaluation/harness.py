@@ -52,7 +52,7 @@ class HarnessChoices:
 class HarnessTask:
     """A user's task: ``metrics`` and their standard ``errors`` by the metric's name, "name,filter" where the task has
     filters; not a number where there is no error. ``items``: values of each item, float64 [items], of metrics that have
-    one a item, which two models can be compared by."""
+    one for each, which two models can be compared by."""
 
     name: str
     metrics: dict[str, float]

@@ -101,9 +101,8 @@ def _function(name: str, path: Path) -> Callable[..., Any]:
     loaded = ModuleType(file.stem)
     loaded.__file__ = str(file)
     try:
-        exec(
-            compile(file.read_bytes(), file, "exec"), vars(loaded)
-        )  # and not imported, which would leave its bytecode there
+        # Not imported, which would leave its bytecode in the user's folder.
+        exec(compile(file.read_bytes(), file, "exec"), vars(loaded))
         return getattr(loaded, function)
     except Exception as error:  # it is a program of the user's
         raise LorashearError(
