@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import random
 import socket
-from contextlib import redirect_stderr
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 import pytest
 import torch
-from pyarrow import parquet
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -25,23 +22,21 @@ from conftest import WORDS
 from lorashear import LorashearError
 from lorashear.evaluation import choices, harness
 from lorashear.evaluation.items import Suite, read
-from lorashear.evaluation.tasks import NAMES
+from lorashear.evaluation.tasks import NAMES, TASKS
 from test_tasks import ROWS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def models(folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def models(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """In float32: what is rounded to bfloat16 depends on the batch."""
     out = tmp_path_factory.mktemp("pruned")
-    found: dict[str, Any] = {"dense": lorashear.load(folder).float()}
-    for name in ("uniform", "per-layer"):
-        lorashear.compile(
-            folder, 0.3, out / name, text=text, one_shot=True, per_layer=name == "per-layer", windows=8, context=32
-        )
-        found[name] = lorashear.load(out / name).float()
-    return found
+    lorashear.compile(folder, 0.3, out / "uniform", one_shot=True)
+    widths = {"model.layers.0.mlp.ffn": [*range(30)], "model.layers.1.self_attn.head": [1, 2]}
+    lorashear.apply(lorashear.plan(folder, widths), folder, out / "per-layer")
+    places = {"dense": folder, "uniform": out / "uniform", "per-layer": out / "per-layer"}
+    return {name: lorashear.load(place).float() for name, place in places.items()}
 
 
 @pytest.fixture
@@ -107,7 +102,6 @@ def test_the_built_in_and_the_harness_say_the_same(
     if special == "bos":
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     model = models[name]
-    assert type(model).__name__ == ("LlamaForCausalLM" if name != "per-layer" else type(models["per-layer"]).__name__)
     theirs = harness.score(model, tokenizer, suites)
     assert list(theirs) == ["asked", "filled", "pairs"]
     truncated = 0
@@ -126,7 +120,8 @@ def test_the_per_layer_model_is_one(models: dict[str, Any]) -> None:
         return {(one.mlp.up_proj.out_features, one.self_attn.q_proj.out_features) for one in layers}
 
     assert len(widths(models["per-layer"])) == 2 and len(widths(models["uniform"])) == 1
-    assert models["per-layer"].num_parameters() < 0.75 * models["dense"].num_parameters()
+    ours = {name: type(model).__module__.startswith("lorashear") for name, model in models.items()}
+    assert ours == {"dense": False, "uniform": False, "per-layer": True}
 
 
 def test_a_limit_and_a_single_item(models: dict[str, Any], tokenizer: Any, suites: list[Suite]) -> None:
@@ -171,16 +166,35 @@ def test_it_leaves_nothing_behind_and_says_nothing(
     assert logging.root.manager.disable == level and datasets.config.HF_HUB_OFFLINE is False
     out, err = capfd.readouterr()
     assert not out and not err
-    shown = io.StringIO()
-    with redirect_stderr(shown):
-        harness.score(models["dense"], tokenizer, suites[:1], limit=3, progress=True)
-    assert not shown.getvalue() or "loglikelihood" in shown.getvalue()
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_bars_are_shown_where_they_are_asked_for(
+    models: dict[str, Any],
+    tokenizer: Any,
+    suites: list[Suite],
+    capsys: pytest.CaptureFixture[str],
+    progress: bool,
+) -> None:
+    harness.score(models["dense"], tokenizer, suites[:1], limit=3, progress=progress)
+    assert ("Running loglikelihood requests: 100%" in capsys.readouterr().err) is progress
+
+
+def test_what_cannot_be_scored_is_said_as_without_the_harness(
+    models: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    some = [{"query": "w1", "choices": ["w2", "w3 " * 65], "gold": 0}]
+    suite = read(write(tmp_path / "long.jsonl", some))
+    with pytest.raises(
+        LorashearError, match="^long, item 1, option 2: its continuation has 65 tokens and the model 64"
+    ):
+        harness.score(models["dense"], tokenizer, [suite])
 
 
 def test_without_the_harness_the_sentence_says_how_to_get_it(
     models: dict[str, Any], tokenizer: Any, suites: list[Suite], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval.evaluator", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
     with pytest.raises(
         LorashearError, match=r"^lm-evaluation-harness is not there \(.*\); pip install 'lorashear\[eval\]'$"
     ):
@@ -188,24 +202,31 @@ def test_without_the_harness_the_sentence_says_how_to_get_it(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_seven_tasks_are_worded_as_the_harness_words_them(tmp_path: Path) -> None:
-    """Its own task files, on the rows that test_tasks has of the hub."""
+def test_the_seven_tasks_are_those_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own task files, with the rows that test_tasks has in the place of the hub's."""
+    import datasets
     import lm_eval.tasks
 
+    asked: list[tuple[str, str | None]] = []
+
+    def load_dataset(path: str, name: str | None, **_: Any) -> Any:
+        asked.append((path, name))
+        (row,) = (ROWS[one][0] for one, task in TASKS.items() if (task.repository, task.config) == (path, name))
+        rows = datasets.Dataset.from_list([row])
+        return datasets.DatasetDict({"train": rows, "validation": rows, "test": rows})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     places = {"boolq": "super_glue/boolq", "arc_easy": "arc", "arc_challenge": "arc"}
     folder = Path(lm_eval.tasks.__file__).parent
-    manager = lm_eval.tasks.TaskManager(
-        include_path=[folder / places.get(name, name) for name in NAMES], include_defaults=False
-    )
+    paths = [folder / place for place in dict.fromkeys(places.get(name, name) for name in NAMES)]
+    manager = lm_eval.tasks.TaskManager(include_path=paths, include_defaults=False)
     for name in NAMES:
-        row, item = ROWS[name]
-        file = tmp_path / f"{name}.parquet"
-        parquet.write_table(pyarrow.Table.from_pylist([row]), file)
-        splits = {"train": str(file), "validation": str(file), "test": str(file)}
-        kwargs = {"data_files": splits, "cache_dir": str(tmp_path / "cache")}
-        given = {"task": name, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": kwargs}
-        (task,) = manager.load([given])["tasks"].values()
+        task = manager.load([name])["tasks"][name]
+        item = ROWS[name][1]
+        task.set_config(key="num_fewshot", value=0)
         task.build_all_requests()
+        assert asked.pop() == (TASKS[name].repository, TASKS[name].config)
+        assert TASKS[name].split == (task.config.test_split or task.config.validation_split)
         assert tuple(request.args for request in task.instances) == item.options
         doc = task.eval_docs[0]
         assert tuple(len(choice) for choice in task.doc_to_choice(doc)) == item.lengths
@@ -227,6 +248,15 @@ metric_list:
 """
 
 
+OWN = """\
+def doubled(docs):
+    return docs.map(lambda doc: {"twice": doc["query"] * 2})
+
+def asked(doc):
+    return "w9 " + doc["twice"]
+"""
+
+
 class TestTaskFiles:
     """What a user wrote for the harness."""
 
@@ -238,7 +268,8 @@ class TestTaskFiles:
     ) -> None:
         """Wherever one is; and what is in the folder stays as it is."""
         (tmp_path / "tasks" / "data").mkdir(parents=True)
-        items = [row for row in rows()["asked"] if row["query"][-1:] not in ("", "\n")]
+        # A template that makes digits alone, as of the query 7, is the number of a choice to the harness.
+        items = [row for row in rows()["asked"] if row["query"][-1:] not in ("", "\n", "7")]
         write(tmp_path / "tasks" / "data" / "a.jsonl", items)
         path = tmp_path / "tasks" / "mine.yaml"
         path.write_text(TASK.format(name="mine", data="data/a.jsonl"))
@@ -255,13 +286,18 @@ class TestTaskFiles:
             assert found[name].items["acc"].tolist() == ours.correct.tolist()
             assert found[name].items["acc_norm"].tolist() == ours.normalised.tolist()
 
-    def test_functions_generation_and_filters(self, models: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
+    def test_functions_generation_and_filters(
+        self, models: dict[str, Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write(tmp_path / "a.jsonl", [{"query": "w1 w2", "answer": "w3"}] * 3)
-        (tmp_path / "own.py").write_text("def asked(doc):\n    return 'w9 ' + doc['query']\n")
+        (tmp_path / "own.py").write_text(OWN)
+        (tmp_path / "base").write_text("dataset_path: json\n")  # templates of the harness's have no ending
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
         (tmp_path / "mine.yaml").write_text(
             """\
 task: written
-dataset_path: json
+include: base
+process_docs: !function own.doubled
 dataset_kwargs: {data_files: a.jsonl}
 test_split: train
 output_type: generate_until
@@ -278,7 +314,7 @@ filter_list:
         assert found.metrics.keys() == found.errors.keys() == found.items.keys()
         assert found.metrics.keys() == {"exact_match,first", "exact_match,whole"}
         assert [len(values) for values in found.items.values()] == [2, 2]
-        assert not list(tmp_path.rglob("__pycache__"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "base", "mine.yaml", "own.py"]
 
     @pytest.mark.parametrize(
         ("content", "sentence"),
@@ -292,6 +328,10 @@ filter_list:
                 "task: a\ndataset_path: owner/name\n",
                 "{path}: its dataset_path is 'owner/name', and a task's data are read from files here; "
                 "say json, csv, parquet, text, arrow and name the files in dataset_kwargs",
+            ),
+            (
+                "task: a\ndataset_path: json\ndataset_kwargs: [a]\n",
+                "{path} names no data; give data_files in dataset_kwargs",
             ),
             ("task: a\ndataset_path: json\n", "{path} names no data; give data_files in dataset_kwargs"),
             (
@@ -349,6 +389,7 @@ filter_list:
 class TestSharedData:
     """Small trained models, on items that they are better than chance at."""
 
+    @pytest.mark.slow
     def test_stories260k_on_the_cloze_items(self, shared_data: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(shared_data / "models" / "stories260k")
         tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")

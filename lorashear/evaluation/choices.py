@@ -89,12 +89,8 @@ def score(
         LorashearError: ``limit`` is below 1; or an option has no token to read or to tell, or more to tell than the model
             has positions.
     """
-    if limit is not None and limit < 1:
-        raise LorashearError(f"limit is {limit}; ask for 1 item or more")
-    items = suite.items[:limit]
-    most = positions(model, tokenizer)
-    encoded = list(_encoded(tokenizer, items, suite.name))
-    _check(encoded, items, suite.name, most)
+    items, most = suite.items[:limit], positions(model, tokenizer)
+    encoded = check(model, tokenizer, suite, limit)
     found = np.empty(len(encoded), np.float64)
     done = 0
     with evaluating(model) as device:
@@ -116,6 +112,32 @@ def score(
         tokens=sum(len(told) for _, told in encoded),
         truncated=sum(len(read) + len(told) > most + 1 for read, told in encoded),
     )
+
+
+def check(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, suite: Suite, limit: int | None = None
+) -> list[Encoded]:
+    """Every option of the first ``limit`` items, in order, as the tokens of its context and of its continuation.
+
+    Raises:
+        LorashearError: as `score`.
+    """
+    if limit is not None and limit < 1:
+        raise LorashearError(f"limit is {limit}; ask for 1 item or more")
+    items, most = suite.items[:limit], positions(model, tokenizer)
+    encoded = list(_encoded(tokenizer, items, suite.name))
+    places = ((number, option) for number, item in enumerate(items, 1) for option in range(1, len(item.options) + 1))
+    for (read, told), (number, option) in zip(encoded, places, strict=True):
+        where = f"{suite.name}, item {number}, option {option}"
+        if not read or not told:
+            part = "continuation" if read else "context"
+            raise LorashearError(f"{where}: the tokenizer makes no token of its {part}; mend it or drop the item")
+        if len(told) > most:
+            raise LorashearError(
+                f"{where}: its continuation has {len(told):,} tokens and the model {most:,} positions; "
+                "drop the item or take a model with more"
+            )
+    return encoded
 
 
 def positions(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -174,22 +196,6 @@ def _ids(
             )["input_ids"]
             found.update(zip(part, rows, strict=True))
     return found
-
-
-def _check(encoded: list[Encoded], items: Iterable[Item], name: str, most: int) -> None:
-    """Raises LorashearError at the first option that cannot be scored."""
-    pairs = iter(encoded)
-    for number, item in enumerate(items, start=1):
-        for option, (read, told) in enumerate((next(pairs) for _ in item.options), start=1):
-            where = f"{name}, item {number}, option {option}"
-            if not read or not told:
-                part = "continuation" if read else "context"
-                raise LorashearError(f"{where}: the tokenizer makes no token of its {part}; mend it or drop the item")
-            if len(told) > most:
-                raise LorashearError(
-                    f"{where}: its continuation has {len(told):,} tokens and the model {most:,} positions; "
-                    "drop the item or take a model with more"
-                )
 
 
 def _sequences(encoded: list[Encoded], most: int) -> dict[tuple[int, ...], Wanted]:

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lorashear.errors import LorashearError
+from lorashear.evaluation import choices
 from lorashear.evaluation.items import Item, Suite
 from lorashear.evaluation.task_files import task_config
 from lorashear.likelihood import evaluating
@@ -51,7 +52,7 @@ class HarnessChoices:
 class HarnessTask:
     """A user's task: ``metrics`` and their standard ``errors`` by the metric's name, "name,filter" where the task has
     filters; not a number where there is no error. ``items``: values of each item, float64 [items], of metrics that have
-    one a item, which two models can be compared by."""
+    one for each, which two models can be compared by."""
 
     name: str
     metrics: dict[str, float]
@@ -76,8 +77,10 @@ def score(
         progress: whether the harness shows its bars.
 
     Raises:
-        LorashearError: the harness is not installed, or ``limit`` is below 1.
+        LorashearError: the harness is not installed, or as `choices.score`.
     """
+    for suite in suites:
+        choices.check(model, tokenizer, suite, limit)
     with TemporaryDirectory(prefix="lorashear-") as folder:
         configs = {suite.name: _config(suite, Path(folder) / str(at)) for at, suite in enumerate(suites)}
         found = _evaluated(model, tokenizer, configs, Path(folder), limit, batch, progress)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from glob import has_magic, iglob
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -38,15 +38,15 @@ def task_config(path: str | Path) -> dict[str, Any]:
             f"{path}: its dataset_path is {kind!r}, and a task's data are read from files here; "
             f"say {', '.join(LOCAL)} and name the files in dataset_kwargs"
         )
-    files = (config.get("dataset_kwargs") or {}).get("data_files")
-    if not files:
+    given = config.get("dataset_kwargs")
+    if not isinstance(given, dict) or not given.get("data_files"):
         raise LorashearError(f"{path} names no data; give data_files in dataset_kwargs")
     return config
 
 
 def _read(path: Path, includers: Sequence[Path]) -> dict[str, Any]:
     """A file's mapping over those of the files that it includes."""
-    check_readable(path, ENDINGS, "task")
+    check_readable(path, (path.suffix.lower(),) if includers else ENDINGS, "task")
     if path.resolve() in includers:
         raise LorashearError(f"{path} includes itself; leave that out")
     found: Any
@@ -62,8 +62,8 @@ def _read(path: Path, includers: Sequence[Path]) -> dict[str, Any]:
         raise LorashearError(f'{path} is no mapping; write lines as "task: mine"')
     included = found.pop("include", [])
     merged: dict[str, Any] = {}
-    for name in [included] if isinstance(included, str) else included:
-        merged |= _read(path.parent / name, (*includers, path.resolve()))
+    for name in included if isinstance(included, list) else [included]:
+        merged |= _read(path.parent / str(name), (*includers, path.resolve()))
     if isinstance(given := found.get("dataset_kwargs"), dict) and given.get("data_files"):
         found["dataset_kwargs"] = {**given, "data_files": _placed(given["data_files"], path)}
     return merged | found
@@ -98,11 +98,11 @@ def _function(name: str, path: Path) -> Callable[..., Any]:
     file = path.parent / f"{module.replace('.', '/')}.py"
     if not module or not file.is_file():
         raise LorashearError(f"{path} names the function {name}, and there is no {file.name} beside it; mend the name")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec and spec.loader
-    loaded = importlib.util.module_from_spec(spec)
+    loaded = ModuleType(file.stem)
+    loaded.__file__ = str(file)
     try:
-        spec.loader.exec_module(loaded)
+        # Not imported, which would leave its bytecode in the user's folder.
+        exec(compile(file.read_bytes(), file, "exec"), vars(loaded))
         return getattr(loaded, function)
     except Exception as error:  # it is a program of the user's
         raise LorashearError(
