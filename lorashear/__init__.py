@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import lorashear_passes as passes
     from lorashear.applying import apply
     from lorashear.compiler import CompileResult, compile
+    from lorashear.evaluation.evaluator import Evaluation, evaluate
     from lorashear.exporting import export
     from lorashear.loading import load
     from lorashear.models import groups, trace
@@ -30,11 +31,13 @@ __version__ = "0.1.0"
 # Where each name lives. They are imported on first use, so that `lorashear apply` needs no torch.
 _HOMES = {
     "CompileResult": "lorashear.compiler",
+    "Evaluation": "lorashear.evaluation.evaluator",
     "Group": "lorashear_ir.groups",
     "Groups": "lorashear_ir.groups",
     "Plan": "lorashear.plans",
     "apply": "lorashear.applying",
     "compile": "lorashear.compiler",
+    "evaluate": "lorashear.evaluation.evaluator",
     "export": "lorashear.exporting",
     "groups": "lorashear.models",
     "load": "lorashear.loading",
@@ -48,12 +51,14 @@ _PACKAGES = {"ir": "lorashear_ir", "passes": "lorashear_passes"}
 
 __all__ = [
     "CompileResult",
+    "Evaluation",
     "Group",
     "Groups",
     "LorashearError",
     "Plan",
     "apply",
     "compile",
+    "evaluate",
     "export",
     "groups",
     "ir",

@@ -15,8 +15,8 @@ import typer
 
 from lorashear import launched, stopping
 from lorashear.errors import Fault, LorashearError
+from lorashear.evaluation.command import eval_
 from lorashear.options import (
-    TEXT,
     Apart,
     AsJson,
     Batch,
@@ -48,6 +48,7 @@ from lorashear.options import (
     Tokens,
     TopK,
     Tuning,
+    words,
 )
 from lorashear.terminal import Terminal
 
@@ -97,11 +98,6 @@ def _sentence(error: Exception) -> str | None:
         return str(error)
     usage = getattr(error, "format_message", None)  # typer's own, whose class moved between its versions
     return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
-
-
-def _words(given: str) -> tuple[str, ...]:
-    """What is between commas."""
-    return tuple(word.strip() for word in given.split(",") if word.strip())
 
 
 @app.command("compile")
@@ -202,7 +198,7 @@ def compile_(
             adapter=adapter,
             cost=cost,
             per_layer=per_layer,
-            prune=_words(prune),
+            prune=words(prune),
             round_to=round_to,
             criterion=criterion,
             unprunable_ratio=unprunable_ratio,
@@ -221,7 +217,7 @@ def compile_(
             say=terminal.say,
             progress=terminal.progress,
             stepped=terminal.stepped,
-            report_to=_words(report_to),
+            report_to=words(report_to),
         )
     _done(result.report, out, as_json)
 
@@ -312,7 +308,7 @@ def recover(
             say=terminal.say,
             progress=terminal.progress,
             stepped=terminal.stepped,
-            report_to=_words(report_to),
+            report_to=words(report_to),
         )
     _done(result.report, out, as_json)
 
@@ -455,44 +451,4 @@ def verify(
         print(line)
 
 
-@app.command("eval")
-def eval_(
-    models: Annotated[list[str], typer.Argument(help="folders or hub ids")],
-    text: Annotated[list[str], TEXT],
-    context: Annotated[int, typer.Option(help="tokens a window")] = 256,
-    apart: Apart = False,
-    limit: Annotated[int | None, typer.Option(help="windows, spread over the text")] = None,
-    revision: Revision = None,
-    as_json: AsJson = False,
-) -> None:
-    """Perplexity on text: windows of packed documents, or of one each, and every token but the first of a window.
-
-    Attention crosses from one packed document to the next; with --apart nothing crosses.
-    """
-    import torch
-    from transformers import AutoTokenizer
-
-    from lorashear import checkpoint, data
-    from lorashear.corpus import Corpus
-    from lorashear.likelihood import perplexity
-    from lorashear.loading import load
-    from lorashear.windows_file import sampled_windows
-
-    corpus = Corpus.of(text)
-    documents = corpus.read() if corpus.fits else None
-    rows = {}
-    for name in models:
-        folder = checkpoint.resolve(name, revision)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if documents is not None:
-            windows = data.windows(tokenizer, documents, context, limit, packed=not apart)
-        elif limit is None:
-            raise LorashearError("the text is too large to be evaluated whole: say how many windows (--limit N)")
-        else:
-            windows, _ = sampled_windows(tokenizer, corpus, context, limit, 0, packed=not apart)
-        found = perplexity(load(folder).to(torch.float32), windows)
-        rows[name] = {"perplexity": found.perplexity, "nll": found.nll, "tokens": found.tokens, "context": context}
-        if not as_json:
-            print(f"{name}: perplexity {found.perplexity:.3f} ({found.tokens:,} tokens, context {context})", flush=True)
-    if as_json:
-        print(json.dumps(rows, indent=2))
+app.command("eval")(eval_)

@@ -97,7 +97,7 @@ def windows_and_others(
     if not packed:
         return _apart(tokenizer, documents, length, limit, others, seed)
     random = np.random.default_rng(seed)
-    share = _share(documents, limit * length * CHARACTERS_PER_TOKEN, random)
+    share = drawn(documents, limit * length * CHARACTERS_PER_TOKEN, random)
     tokens = _joined(tokenizer, [documents[index] for index in share])
     if len(tokens) < limit * length and len(share) < len(documents):  # hardly text, but then nothing may be left out
         share = range(len(documents))
@@ -127,12 +127,12 @@ def _beside(
     """Windows of documents that were not used, ``limit`` of them or some more, where there are as many."""
     gone = set(used)
     unused = [document for index, document in enumerate(documents) if index not in gone]
-    share = _share(unused, limit * length * CHARACTERS_PER_TOKEN, random)
+    share = drawn(unused, limit * length * CHARACTERS_PER_TOKEN, random)
     tokens = _joined(tokenizer, [unused[index] for index in share])
     return _cut(tokens, length) if len(tokens) >= length else torch.empty(0, length, dtype=torch.int64)
 
 
-def _share(documents: Sequence[str], characters: int, random: np.random.Generator) -> Sequence[int]:
+def drawn(documents: Sequence[str], characters: int, random: np.random.Generator) -> Sequence[int]:
     """Indices of randomly chosen documents, rising, with at least so many characters in all; or of all of them."""
     chosen: list[int] = []
     for index in random.permutation(len(documents)).tolist():

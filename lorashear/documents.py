@@ -40,6 +40,22 @@ def read_texts(paths: Sequence[str | Path], limit: int | None = None) -> list[st
     return found
 
 
+def whole_text(path: Path) -> str:
+    """A .txt file as one document, as it is.
+
+    Raises:
+        LorashearError: it cannot be read, or holds no text.
+    """
+    check_readable(path, [".txt"])
+    with reading(path):
+        text = "".join(text_lines(path))
+    if "\0" in text:
+        raise LorashearError(f"{path} is a binary file; give UTF-8 text")
+    if not visible(text):
+        raise LorashearError(f"{path} holds no text; give a file with at least one document")
+    return text
+
+
 def check_readable(path: Path, endings: Collection[str] | None = None, kind: str = "text") -> None:
     """Raises LorashearError where a path is no file of a kind by its name; that of text where no ``endings`` are given."""
     endings = endings or READERS

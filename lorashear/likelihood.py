@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,20 +66,50 @@ def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None
     Raises:
         LorashearError: there is no window, or nothing to predict in it.
     """
+    sums, counts = window_losses(model, windows, batch)
+    tokens = int(counts.sum())
+    nll = sums.sum().item() / tokens
+    return Perplexity(nll, tokens, exponential(nll))
+
+
+def exponential(nll: float) -> float:
+    """e^nll, infinite where no float holds it."""
+    return math.exp(nll) if nll < 700 else math.inf
+
+
+def window_losses(
+    model: nn.Module,
+    windows: torch.Tensor,
+    batch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `perplexity`, window by window.
+
+    Args:
+        progress: called with windows done, and all.
+
+    Returns:
+        float64 [windows], the summed negative log-likelihood of what was scored in each, in nats, and int64 [windows], how
+        many tokens that were; both on the CPU.
+
+    Raises:
+        LorashearError: there is no window, or nothing to predict in it.
+    """
     count, length = windows.shape
     if count < 1 or length < 2:
         raise LorashearError(f"{count} windows of {length} tokens leave nothing to predict; give more text")
     batch = batch or batch_size(length, _vocabulary(model, windows))
-    total, tokens = 0.0, 0
+    sums, counts = [], []
     with evaluating(model) as device:
-        for rows in windows.split(batch):
+        for number, rows in enumerate(windows.split(batch)):
             logits: torch.Tensor = model(**inputs(rows.to(device))).logits
             targets = wanted(rows.to(device))
-            total += _summed_nll(logits[:, :-1], targets)
-            tokens += int((targets >= 0).sum())
+            sums.append(_nll(logits[:, :-1], targets).cpu())
+            counts.append((targets >= 0).sum(1).cpu())
             del logits  # or the next batch's would be made beside it
-    nll = total / tokens
-    return Perplexity(nll, tokens, math.exp(nll) if nll < 700 else math.inf)
+            if progress:
+                progress(min((number + 1) * batch, count), count)
+    return torch.cat(sums), torch.cat(counts)
 
 
 def mean_loss(model: nn.Module, windows: torch.Tensor, processes: Processes) -> float:
@@ -90,7 +120,7 @@ def mean_loss(model: nn.Module, windows: torch.Tensor, processes: Processes) -> 
     with _evaluation(model), torch.no_grad(), processes.accelerator.autocast():
         for rows, counts in processes.dealt(windows, size):
             rows = rows.to(_device(model))
-            loss = _summed_nll(model(**inputs(rows)).logits[:, :-1], wanted(rows))
+            loss = _nll(model(**inputs(rows)).logits[:, :-1], wanted(rows)).sum().item()
             found += counts * torch.tensor([loss, told(rows)], dtype=torch.float64)
     total, tokens = processes.summed(found).tolist()
     return total / tokens
@@ -101,16 +131,18 @@ def batch_size(length: int, vocabulary: int) -> int:
     return max(1, min(LOGIT_BYTES // (4 * length * vocabulary), TOKENS_PER_BATCH // length))
 
 
-def _summed_nll(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Sum over [rows, positions] of -log p(target) in nats, but where the target is -100; logits [rows, positions,
+def _nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sums over the positions of each row of -log p(target) in nats, but where the target is -100; logits [rows, positions,
     vocabulary] of any dtype."""
     positions = max(1, LOSS_BYTES // (4 * logits.shape[-1]))
     losses = [
-        functional.cross_entropy(some.float(), wanted, reduction="sum").double()
+        [
+            functional.cross_entropy(some.float(), wanted, reduction="sum").double()
+            for some, wanted in zip(row.split(positions), target.split(positions), strict=True)
+        ]
         for row, target in zip(logits, targets, strict=True)
-        for some, wanted in zip(row.split(positions), target.split(positions), strict=True)
     ]
-    return torch.stack(losses).sum().item()
+    return torch.stack([torch.stack(row).sum() for row in losses])
 
 
 def _vocabulary(model: nn.Module, windows: torch.Tensor) -> int:

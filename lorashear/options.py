@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
+
+def words(given: str) -> tuple[str, ...]:
+    """What is between commas."""
+    return tuple(word.strip() for word in given.split(",") if word.strip())
+
+
 Model = Annotated[str, typer.Argument(help="folder or hub id")]
 Out = Annotated[Path, typer.Option(help="result folder")]
 Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, tag or commit")]
 ShardSize = Annotated[str, typer.Option(help="of a weights file at most: 5GB, 500MB")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="run modelling code that comes with the model")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-TEXT = typer.Option(
-    help=".txt, .jsonl or .parquet files, folders of them, or hub datasets as owner/name[:config[:split]]; give it once for each"
-)
 Text = Annotated[
     list[str] | None,
     typer.Option(

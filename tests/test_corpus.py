@@ -405,8 +405,8 @@ class TestTheProduct:
                 main()
             assert done.value.code == code
         said = capsys.readouterr()
-        assert "the text is too large to be evaluated whole: say how many windows (--limit N)" in said.err
-        assert "(155 tokens, context 32)" in said.out
+        assert "is too large to be evaluated whole: say how many windows (--limit N)" in said.err
+        assert "155 tokens, context 32, stride 32" in said.out
 
 
 class TestHub:

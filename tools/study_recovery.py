@@ -66,15 +66,18 @@ class Recovery:
 
 
 def run(trial: Recovery) -> dict[str, Any]:
-    """Its key, the loss of each subset on test text, in nats a token, seconds, and what it ran on."""
+    """Its key, the loss of each subset on test text, in nats a token, seconds, and what it ran on; with instructions, the losses on
+    what the run held out, before that stage and behind it."""
     started, packed = time.perf_counter(), not trial.subject.single
-    folder = trial.subject.folder
+    folder, found = trial.subject.folder, dict[str, Any]()
     with tempfile.TemporaryDirectory() as scratch:
         if trial.settings is not None:
             settings = {"text": trial.train, "context": CONTEXT, "packed": packed, "dtype": "float32", **trial.settings}
             settings |= {"instruct": trial.instruct} if settings.pop("tuned", False) else {}
             folder = Path(scratch) / "out"
-            lorashear.compile(trial.subject.folder, trial.ratio, folder, seed=trial.seed, **settings)
+            made = lorashear.compile(trial.subject.folder, trial.ratio, folder, seed=trial.seed, **settings)
+            if "instruct" in settings:
+                found["tuning"] = [made.report["recovery"]["stages"][-1]["measured"][i]["loss"] for i in (0, -1)]
         model, tokenizer = lorashear.load(folder).float(), AutoTokenizer.from_pretrained(folder)
         losses = {
             name: mean_loss(
@@ -86,7 +89,7 @@ def run(trial: Recovery) -> dict[str, Any]:
             held = held_out(instruction_windows(tokenizer, trial.instruct, CONTEXT).rows, trial.seed).heldout
             losses["instructions"] = mean_loss(model, held, Processes())
     seconds = round(time.perf_counter() - started)
-    return {**trial.key, "loss": losses, "seconds": seconds, "machine": machine("cpu")}
+    return {**trial.key, **found, "loss": losses, "seconds": seconds, "machine": machine("cpu")}
 
 
 def trials(subject: Subject, shared: Path, tokens: int, seed: int) -> Iterator[Recovery]:
@@ -134,6 +137,17 @@ def table(results: Results, rows: list[list[Recovery]]) -> None:
         print(f"| {' | '.join([*cells, f'{max(lost):.3f}', f'{statistics.mean(lost):.3f}', f'{text:.3f}'])} |")
 
 
+def tuning(results: Results, rows: list[list[Recovery]]) -> None:
+    """What the stage of instructions changed, on what the runs held out; ``rows`` are the seeds of each."""
+    print("\n| model | configuration | subset | before | behind | change |\n|---|---|---|---:|---:|---:|")
+    for seeds in rows:
+        runs = [run for trial in seeds if (run := results.of(trial)) and "tuning" in run]
+        for name in runs[0]["tuning"][0] if runs else ():
+            before, behind = (statistics.mean(run["tuning"][i][name] for run in runs) for i in (0, 1))
+            cells = [runs[0]["model"], seeds[0].row, name, f"{before:.3f}", f"{behind:.3f}", f"{behind - before:+.3f}"]
+            print(f"| {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=SHARED)
@@ -159,7 +173,9 @@ def main() -> None:
             with workers(args.jobs, Path(scratch)) as pool:
                 for each in seeds:
                     results.make(each, pool, run)
-        table(results, [list(each) for each in zip(*seeds, strict=True)])
+        rows = [list(each) for each in zip(*seeds, strict=True)]
+        table(results, rows)
+        tuning(results, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""What a user wants to know of models: the words and defaults of `lorashear eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorashear.errors import LorashearError
+
+CONTEXT = 2048
+"""Tokens of a window at most where nobody says how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Raises LorashearError where a value makes no sense; the sentence names it."""
+
+    text: dict[str, list[str]] | list[str] = ()  # type: ignore[assignment]  # perplexity, of each by itself
+    context: int | None = None  # tokens a window; by default as many as all models can read, at most 2048
+    stride: int | None = None  # tokens from the beginning of a window to the next one's; by default the context
+    packed: bool = True  # documents stand on end; or each has a window of its own
+    limit: int | None = None  # windows of a text, spread over it, and the first items of a task
+    tasks: tuple[str, ...] = ()  # multiple choice: names (see `tasks`), or files
+    items: str | None = None  # folder with the items of the tasks that are names; by default they come from the hub
+    harness: bool = False  # by lm-evaluation-harness, whose task files then count too
+    speed: bool = False  # and memory
+    batches: tuple[int, ...] = (1,)  # rows at once
+    prompt: int = 128  # tokens that are read at once
+    new_tokens: int = 32  # that are told, one after another
+    rounds: int = 5  # in which every model runs once
+    warm_up: int = 1  # rounds that do not count
+    device: str = "cpu"
+    dtype: str | None = None  # to compute in; by default float32 on a CPU, else as stored
+    seed: int = 0  # of what is drawn
+
+    def __post_init__(self) -> None:
+        if not self.text and not self.tasks and not self.speed:
+            raise LorashearError(
+                "nothing is asked for: pass text (--text FILE), tasks (--tasks NAME or FILE) or speed (--speed)"
+            )
+        for name, least in {"context": 2, "stride": 1, "limit": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise LorashearError(f"{name} is {value}; it is {least} or more")
+        if self.stride is not None and not self.packed:
+            raise LorashearError(
+                "stride is of documents that stand on end, and each is by itself: leave one of them out"
+            )
+        if self.context is not None and self.stride is not None and self.stride > self.context:
+            raise LorashearError(
+                f"stride is {self.stride}, more than the context of {self.context}: tokens between windows would not count"
+            )
+        if self.harness and not self.tasks:
+            raise LorashearError("the harness runs tasks, and none are asked for: pass tasks (--tasks NAME or FILE)")

@@ -1,0 +1,140 @@
+"""The verb `eval` of the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorashear import launched
+from lorashear.errors import Fault, LorashearError
+from lorashear.options import Apart, AsJson, Device, Dtype, Remote, Revision, Seed, words
+from lorashear.terminal import Terminal
+
+Text = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]FILE",
+        help="perplexity of a .txt, .jsonl or .parquet file, a folder of them, or a hub dataset as owner/name[:config[:split]]; "
+        "give it once for each",
+    ),
+]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        help="multiple choice: paper for its seven, names of them, .jsonl files, with --harness .yaml files; by commas"
+    ),
+]
+
+
+def eval_(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="folders or hub ids; the first is what others are compared with")
+    ] = None,
+    text: Text = None,
+    context: Annotated[
+        int | None, typer.Option(help="tokens a window; by default as many as all models can read, at most 2048")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="tokens from one window's beginning to the next one's; by default the context")
+    ] = None,
+    apart: Apart = False,
+    limit: Annotated[
+        int | None, typer.Option(help="windows of each text, spread over it; first items of each task")
+    ] = None,
+    tasks: Tasks = "",
+    items: Annotated[
+        Path | None, typer.Option(help="folder with NAME.jsonl of the tasks that are names; else the hub's")
+    ] = None,
+    harness: Annotated[bool, typer.Option("--harness", help="run the tasks by lm-evaluation-harness")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="speed and memory, of all models by turns")] = False,
+    batches: Annotated[str, typer.Option(help="rows at once for --speed, by commas")] = "1",
+    prompt: Annotated[int, typer.Option(help="tokens that --speed reads at once")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="tokens that --speed decodes behind them")] = 32,
+    rounds: Annotated[int, typer.Option(help="of --speed, in which every model runs once")] = 5,
+    warm_up: Annotated[int, typer.Option(help="rounds before them that do not count")] = 1,
+    out: Annotated[Path | None, typer.Option(help="file to write the report to, as JSON")] = None,
+    card: Annotated[bool, typer.Option("--card", help="put the table into the cards of pruned folders")] = False,
+    reproduce: Annotated[
+        Path | None, typer.Option(help="a report: measure the same again, and say whether it comes out the same")
+    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    revision: Revision = None,
+    trust_remote_code: Remote = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the report's file")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Models side by side: perplexity, multiple choice, speed and memory, with differences from the first one.
+
+    Attention crosses from one packed document of a text to the next; with --apart nothing crosses.
+    """
+    from lorashear.evaluation import carding
+    from lorashear.evaluation.evaluator import evaluate
+    from lorashear.evaluation.reproducing import compared, said, verdict
+    from lorashear.output import check_file
+
+    if launched.follower():
+        return
+    if out:
+        check_file(out, overwrite=overwrite)
+    shown: dict[str, Any]
+    with Terminal() as terminal:
+        if reproduce:
+            before, again = compared(
+                reproduce,
+                models or None,
+                trust_remote_code=trust_remote_code,
+                say=terminal.say,
+                progress=terminal.progress,
+            )
+            shown = {"reported": before, "again": again.report}
+        else:
+            pruned = carding.check(models or ()) if card else []
+            again = evaluate(
+                models or (),
+                text=list(text or ()),
+                tasks=words(tasks),
+                items=items,
+                context=context,
+                stride=stride,
+                packed=not apart,
+                limit=limit,
+                harness=harness,
+                speed=speed,
+                batches=_numbers(batches),
+                prompt=prompt,
+                new_tokens=new_tokens,
+                rounds=rounds,
+                warm_up=warm_up,
+                device=device,
+                dtype=dtype,
+                seed=seed,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                say=terminal.say,
+                progress=terminal.progress,
+            )
+            shown = dict(again.report)
+            carding.write(again, pruned)
+    if out:
+        again.save(out, overwrite=overwrite)
+    if as_json:
+        print(json.dumps(shown, indent=2))
+    elif reproduce:
+        print(said(shown["reported"], shown["again"]))
+    else:
+        print(again)
+    if reproduce and (wrong := verdict(shown["reported"], shown["again"])):
+        raise Fault(wrong)
+
+
+def _numbers(given: str) -> tuple[int, ...]:
+    """What is between commas."""
+    try:
+        return tuple(int(word) for word in words(given))
+    except ValueError:
+        raise LorashearError(f"batches is '{given}'; it is one number of rows, or several by commas, as 1,8") from None

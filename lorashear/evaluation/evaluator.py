@@ -1,0 +1,167 @@
+"""Models judged side by side: the way through `lorashear eval`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorashear import models as users
+from lorashear.config import Training
+from lorashear.errors import LorashearError
+from lorashear.evaluation import costs, table
+from lorashear.evaluation.accuracies import OfSuite, average
+from lorashear.evaluation.asked import CONTEXT, Asked
+from lorashear.evaluation.foreign import OfTaskFile
+from lorashear.evaluation.measures import Finding, Measure, figure
+from lorashear.evaluation.perplexities import OfText
+from lorashear.evaluation.subjects import Subject
+from lorashear.evaluation.task_files import ENDINGS as TASK_FILES
+from lorashear.evaluation.tasks import suites
+from lorashear.evaluation.texts import texts
+from lorashear.evaluation.unfinished import Unfinished
+from lorashear.evaluation.versions import versions
+from lorashear.folder import write_json
+from lorashear.loading import check_usable
+from lorashear.output import check_file, output_file
+from lorashear.stages import Progress, Say, Stages
+from lorashear.subsets import Text
+
+FORMAT = 1
+"""Of the report: counts up when a reader of an older one would misunderstand it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, as the JSON that `lorashear eval` writes (docs/evaluation.md says what is in it)."""
+
+    report: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return table.text(self.report)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the report. Raises LorashearError where a file is there that may not be overwritten."""
+        target = Path(path)
+        check_file(target, overwrite=overwrite)
+        with output_file(target, overwrite=overwrite) as work:
+            write_json(work, self.report)
+
+
+def evaluate(
+    models: Sequence[users.Model] | users.Model,
+    *,
+    text: Text = (),
+    tasks: Sequence[str | Path] | str | Path = (),
+    items: str | Path | None = None,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    say: Say | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Judge models by text, by tasks, and by what they cost to run; all but the first are compared with it.
+
+    Args:
+        models: folders, hub ids, or transformers models in memory, which stay as and where they are (then ``tokenizer`` is needed).
+            An adapter that lies beside a result is put on.
+        text: .txt, .jsonl or .parquet files, folders of such files, or datasets of a hub; each is judged by itself, under its name
+            where it is given as NAME=FILE or in a mapping.
+        tasks: "paper" for its seven, names of them, .jsonl files with items, or, by the harness, its .yaml files.
+        revision: of hub ids.
+        say, progress: called with a line for each step, and with (what, done, total).
+        settings: see `lorashear.evaluation.asked.Asked`.
+
+    Raises:
+        LorashearError: the request or the input is wrong.
+    """
+    given = [models] if isinstance(models, str | Path | nn.Module) else list(models)
+    if not given:
+        raise LorashearError("no model is given: pass one or more")
+    asked = Asked(
+        text=_spelled(text),
+        tasks=tuple(map(str, [tasks] if isinstance(tasks, str | Path) else tasks)),
+        items=None if items is None else str(items),
+        **settings,
+    )
+    numbers = Training(device=asked.device, dtype=asked.dtype, seed=asked.seed)
+    check_usable(numbers)
+    stages = Stages(say, progress)
+    with stages("read"):
+        subjects = [
+            Subject.of(each, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+            for each in given
+        ]
+        resolved = replace(asked, context=_context(asked, subjects))
+        measures = _measures(resolved)
+        made_with = versions(asked.device, *(["lm_eval"] if asked.harness else []))
+        kept = Unfinished.of(resolved, subjects, measures, made_with)
+    about, found = [], []
+    for subject in subjects:
+        with stages(f"judge {subject.name}"):
+            model = subject.loaded(numbers)
+            about.append(subject.about(model))
+            found.append(_findings(len(found), subject, model, measures, kept, stages.progress))
+            del model
+            gc.collect()
+    figures = [figure(measure, several) for measure, several in zip(measures, zip(*found, strict=True), strict=True)]
+    choices = [each for each in figures if each["kind"] == "choices"]
+    figures += [average(choices)] if len(choices) > 1 else []
+    if asked.speed:
+        with stages("speed"):
+            figures += costs.figures(subjects, numbers, resolved, stages.progress)
+    kept.done()
+    return Evaluation(
+        {"format": FORMAT, "asked": asdict(resolved), "made_with": made_with, "models": about, "figures": figures}
+    )
+
+
+def _spelled(text: Text) -> Any:
+    """As it can be written down."""
+    if isinstance(text, Mapping):
+        return {
+            name: [str(each)] if isinstance(each, str | Path) else list(map(str, each)) for name, each in text.items()
+        }
+    return [str(text)] if isinstance(text, str | Path) else list(map(str, text))
+
+
+def _context(asked: Asked, subjects: Sequence[Subject]) -> int:
+    """Tokens of a window. Raises LorashearError where a model cannot read as many."""
+    shortest = min((each for each in subjects if each.positions), key=lambda each: each.positions or 0, default=None)
+    most = shortest.positions if shortest and shortest.positions else CONTEXT
+    if asked.context is None:
+        return min(CONTEXT, most)
+    if shortest and asked.context > most:
+        raise LorashearError(
+            f"context is {asked.context:,}, and the positions of {shortest.name} end at {most:,}: pass a smaller one (--context)"
+        )
+    return asked.context
+
+
+def _measures(asked: Asked) -> list[Measure]:
+    """All that is measured of one model after another."""
+    found: list[Measure] = []
+    if asked.text:
+        found += [OfText(each, asked) for each in texts(asked.text, asked.context or 0, asked.limit, asked.seed)]
+    files = [name for name in asked.tasks if Path(name).suffix.lower() in TASK_FILES]
+    if files and not asked.harness:
+        raise LorashearError(f"{files[0]} is a task of lm-evaluation-harness: let that run it (--harness)")
+    for suite in suites([name for name in asked.tasks if name not in files], asked.items):
+        found.append(OfSuite(replace(suite, items=suite.items[: asked.limit]), asked))
+    return [*found, *(OfTaskFile(file, asked) for file in files)]
+
+
+def _findings(
+    number: int, subject: Subject, model: nn.Module, measures: Sequence[Measure], kept: Unfinished, progress: Progress
+) -> list[Finding]:
+    """Of one model, in the order of the measures."""
+    return [
+        kept.finding(number, index, partial(measure.of, subject, model, partial(progress, measure.name)))
+        for index, measure in enumerate(measures)
+    ]

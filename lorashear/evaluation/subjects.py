@@ -1,0 +1,122 @@
+"""What is judged: models in folders, of a hub or in memory, and what they are known by."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lorashear import adapters, checkpoint, models
+from lorashear.calibration import read_tokenizer
+from lorashear.checkpoint import Checkpoint
+from lorashear.config import Training
+from lorashear.errors import LorashearError
+from lorashear.folder import BESIDE
+from lorashear.loading import working_copy
+from lorashear.lora import held_in
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under the name that it was given by; a folder, with the adapter that lies beside it, or a module in memory."""
+
+    name: str
+    folder: Path | None
+    module: nn.Module | None
+    tokenizer: PreTrainedTokenizerBase | None
+    """Of a module; that of a folder lies in it."""
+    revision: str | None
+    trust_remote_code: bool
+
+    @classmethod
+    def of(
+        cls, model: models.Model, *, tokenizer: Any = None, revision: str | None = None, trust_remote_code: bool = False
+    ) -> Subject:
+        """Raises LorashearError where there is no such model, or its files are broken."""
+        models.check_kind(model)
+        if isinstance(model, nn.Module):
+            if not hasattr(model, "config"):
+                raise LorashearError(
+                    f"{type(model).__name__} has no config: a language model of transformers is needed"
+                )
+            return cls(type(model).__name__, None, model, tokenizer, None, trust_remote_code)
+        folder = checkpoint.resolve(model, revision)
+        Checkpoint.open(folder)
+        return cls(str(model), folder, None, None, revision, trust_remote_code)
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's, as transformers has it."""
+        if self.folder is None:
+            module: Any = self.module
+            return module.config
+        return models.read_config(self.folder, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it can read at once; None where its config does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def reader(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer. Raises LorashearError where there is none."""
+        if self.folder is not None:
+            return read_tokenizer(self.folder)
+        if self.tokenizer is None:
+            raise LorashearError(f"{self.name} is in memory, and its tokenizer is not: pass tokenizer")
+        return self.tokenizer
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of config, names and weights, of an adapter beside it too; of a module, of its state as it is."""
+        if self.folder is None:
+            assert self.module is not None
+            found = hashlib.sha256()
+            for name, value in self.module.state_dict().items():
+                found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            return found.hexdigest()
+        known = [Checkpoint.open(self.folder).identity()]
+        known += [held_in(self.adapter).identity()] if self.adapter else []
+        return hashlib.sha256("".join(known).encode()).hexdigest()
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of an adapter that a result keeps beside it."""
+        beside = self.folder / BESIDE if self.folder else None
+        return beside if beside and beside.is_dir() else None
+
+    @property
+    def bytes(self) -> int | None:
+        """Of its weights files; None of a module in memory."""
+        return Checkpoint.open(self.folder).bytes if self.folder else None
+
+    def loaded(self, settings: Training) -> nn.Module:
+        """The model, on the device and in the dtype that the settings say; one in memory as it is, and where."""
+        if self.module is not None:
+            return self.module
+        assert self.folder is not None
+        model = working_copy(self.folder, settings=settings, trust_remote_code=self.trust_remote_code)
+        return adapters.carrying(model, self.adapter) if self.adapter else model
+
+    def about(self, model: nn.Module) -> dict[str, Any]:
+        """For the report; ``model`` is the loaded one."""
+        config = self.config.get_text_config()
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "sha256": self.sha256,
+            "adapter": self.adapter is not None,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "bytes": self.bytes,
+            "class": type(model).__name__,
+            "layers": getattr(config, "num_hidden_layers", None),
+            "positions": self.positions,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        }
