@@ -57,6 +57,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 TERMINATED = 143  # for SIGTERM
+RESUMED = {
+    **dict.fromkeys(("apply", "compile", "recover"), "; --resume goes on from here"),
+    "eval": "; the same command goes on from here",
+}
 STOPPED = 130  # what a shell gives for Ctrl-C; typer turns the interrupt into this code, or raises Abort
 
 
@@ -87,7 +91,7 @@ def main() -> None:
         print(f"lorashear: {sentence}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, Fault) else 2) from None
     if code in (STOPPED, TERMINATED) and not launched.follower():
-        on = "; --resume goes on from here" if arguments[0] in ("apply", "compile", "recover") else ""
+        on = RESUMED.get(arguments[0], "")
         print(f"lorashear: stopped; nothing was written under the final name{on}", file=sys.stderr)
     raise SystemExit(code or 0)
 

@@ -332,15 +332,15 @@ def test_a_report_is_reproduced_or_not(
         compared(tmp_path / "none.json")
 
 
-def test_the_card_gets_the_table(folder: Path, pruned: Path, text: Path, tmp_path: Path) -> None:
+def test_the_card_gets_the_table(folder: Path, pruned: Path, text: Path, items: Path, tmp_path: Path) -> None:
     result = tmp_path / "result"
     shutil.copytree(pruned, result)
     before = (result / "README.md").read_text()
-    found = lorashear.evaluate([folder, result], text=text, context=32)
+    found = lorashear.evaluate([folder, result], text=text, tasks=items / "first.jsonl", context=32)
     carding.write(found, carding.check([str(folder), str(result)]))
     once = (result / "README.md").read_text()
     assert once.startswith(before.rstrip()) and once.count("## Evaluation") == 1
-    assert table.markdown(found.report) in once and str(text.parent) not in once
+    assert table.markdown(found.report) in once and not any(str(place.parent) in once for place in (text, items))
     assert json.loads((result / "lorashear" / "evaluation.json").read_text())["figures"] == found.report["figures"]
     (result / "README.md").write_text(once + "\nMy own words.\n")
     other = lorashear.evaluate([folder, result], text=text, context=16)

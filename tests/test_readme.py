@@ -63,6 +63,7 @@ def test_the_python_and_the_commands_run(
         "compile",
         "compile",
         "recover",
+        "eval",
         "verify",
         "groups",
         "groups",

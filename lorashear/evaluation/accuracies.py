@@ -12,7 +12,7 @@ from torch import nn
 
 from lorashear.evaluation import harness
 from lorashear.evaluation.asked import Asked
-from lorashear.evaluation.choices import score
+from lorashear.evaluation.choices import positions, score
 from lorashear.evaluation.items import Suite
 from lorashear.evaluation.measures import NOISE, Finding, Told, known, noise
 from lorashear.evaluation.subjects import Subject
@@ -49,14 +49,17 @@ class OfSuite:
         }
 
     def of(self, subject: Subject, model: nn.Module, progress: Told) -> Finding:
-        """The share of items whose gold choice is the likeliest; ``truncated`` counts choices whose beginning did not fit."""
+        """The share of items whose gold choice is the likeliest; ``truncated`` counts choices whose beginning did not fit the context,
+        which is all that the model can read."""
         if self.asked.harness:
             progress(0, len(self.suite.items))
             found = harness.score(model, subject.reader, [self.suite])[self.name]
-            return finding({"accuracy": found.correct, "normalised": found.normalised}, self.suite.chance)
+            each = {"accuracy": found.correct, "normalised": found.normalised}
+            return finding(each, self.suite.chance, context=positions(model, subject.reader))
         own = score(model, subject.reader, self.suite, progress=progress)
         each = {"accuracy": own.correct, "normalised": own.normalised}
-        return finding(each, self.suite.chance, truncated=own.truncated)
+        context = positions(model, subject.reader)
+        return finding(each, self.suite.chance, context=context, truncated=own.truncated)
 
     def difference(self, first: Finding, other: Finding) -> dict[str, Any]:
         """In shares, of the same items."""

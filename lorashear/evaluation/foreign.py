@@ -13,6 +13,7 @@ from torch import nn
 
 from lorashear.evaluation import harness
 from lorashear.evaluation.asked import Asked
+from lorashear.evaluation.choices import positions
 from lorashear.evaluation.measures import Finding, Told, known, noise
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.task_files import task_config
@@ -41,7 +42,7 @@ class OfTaskFile:
         progress(0, 1)
         found = harness.run(model, subject.reader, [self.path], limit=self.asked.limit)[self.name]
         errors = {name: known(error) for name, error in found.errors.items()}
-        result = {"metrics": found.metrics, "errors": errors}
+        result = {"metrics": found.metrics, "errors": errors, "context": positions(model, subject.reader)}
         return Finding(result, {name: values.tolist() for name, values in found.items.items()})
 
     def difference(self, first: Finding, other: Finding) -> dict[str, Any]:

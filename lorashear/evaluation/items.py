@@ -60,7 +60,7 @@ def read(path: str | Path) -> Suite:
     path = Path(path)
     check_readable(path, ENDINGS, KIND)
     with reading(path):
-        return gathered(path.stem, _records(path), str(path), {"file": str(path)})
+        return gathered(path.stem, _records(path), str(path), {"file": str(path), "split": path.name})
 
 
 def gathered(name: str, records: Iterable[tuple[str, Any]], whole: str, source: dict[str, Any]) -> Suite:

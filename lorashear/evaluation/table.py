@@ -206,12 +206,12 @@ def _of_text(figure: Mapping[str, Any]) -> str:
 
 def _of_suite(figure: Mapping[str, Any]) -> str:
     source = figure["data"]
-    where = source.get("file") or source.get("dataset") or figure["name"]
+    where = Path(source["file"]).name if "file" in source else source["dataset"]
     return f"{figure['name']}: {figure['items']:,} items of {where}, chance {100 * figure['chance']:.0f} %, sha256 {source['sha256'][:12]}, by {figure['by']}"
 
 
 def _of_task_file(figure: Mapping[str, Any]) -> str:
-    return f"{figure['name']}: {figure['data']['file']} by lm_eval, sha256 {figure['data']['sha256'][:12]}"
+    return f"{figure['name']}: {Path(figure['data']['file']).name} by lm_eval, sha256 {figure['data']['sha256'][:12]}"
 
 
 def _of_runs(figure: Mapping[str, Any]) -> str:
