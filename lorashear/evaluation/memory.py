@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lorashear import models
 from lorashear.config import Training
@@ -128,20 +129,20 @@ def _alone(
     twin = models.build_twin(config, trust_remote_code=trust_remote_code)  # imports what loading would import
     check_positions(name, twin, prompt, tokens)
     ids = prompt_ids(vocabulary([twin]), batch, prompt)
-    before = _highest()
-    if MARK.exists():
-        before = _resident()
-    model = working_copy(
-        Path(folder), settings=Training(device="cpu", dtype=dtype), trust_remote_code=trust_remote_code
-    )
+    settings = Training(device="cpu", dtype=dtype)
+    _touch_libraries(DTYPES[settings.dtype or "float32"])
+    before = _status("VmRSS") if MARK.exists() else _highest()
+    model = working_copy(Path(folder), settings=settings, trust_remote_code=trust_remote_code)
     _forget_highest()
     run(model, ids, tokens)
     return _highest() - before
 
 
-def _resident() -> int:
-    """Bytes of memory that the process has now. Linux only."""
-    return _status("VmRSS")
+def _touch_libraries(dtype: torch.dtype) -> None:
+    """Use what every model uses, so that its code is resident before anything is counted."""
+    some = torch.ones(1, 1, 64, 64, dtype=dtype)
+    some = functional.silu(functional.linear(some, some[0, 0]))
+    functional.scaled_dot_product_attention(some, some, some).float().mean().rsqrt()
 
 
 def _highest() -> int:
