@@ -14,6 +14,7 @@ from lorashear.errors import LorashearError
 from lorashear.evaluation import memory
 from lorashear.evaluation.limits import weight_bytes
 from lorashear.evaluation.memory import peak_bytes
+from lorashear.evaluation.speed import measure
 
 LIBRARIES = 30 * 2**20
 """At most, of code that a first run touches, and of what it computes with in these shapes."""
@@ -50,21 +51,30 @@ class TestOnACpu:
         assert fewer <= least < fewer + LIBRARIES
         assert most - least == pytest.approx(weights - fewer, rel=0.1)
 
-    def test_weights_as_they_are_computed_with(self, dense: tuple[Path, int]) -> None:
-        """And from a script that guards nothing, in a process that knows the package by its path alone."""
+    def test_it_stands_beside_the_speed(self, dense: tuple[Path, int]) -> None:
+        """In the dtype that the model has in memory, which is not the one that is stored."""
         folder, weights = dense
-        script = (
-            f"import sys; sys.path[:0] = {sys.path!r}\n"
-            "from lorashear.evaluation.memory import peak_bytes\n"
-            f"print(peak_bytes({str(folder)!r}, batch=2, prompt=16, tokens=2, dtype='bfloat16'))"
-        )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert weights / 2 <= int(done.stdout) < weights / 2 + LIBRARIES
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        (cost,) = measure({"dense": model}, prompt=16, tokens=2, rounds=1, warm_up=0, folders={"dense": folder})
+        assert cost.peak_bytes is not None and cost.no_peak is None
+        assert weights / 2 <= cost.peak_bytes < weights / 2 + LIBRARIES
 
-    def test_too_few_positions(self, dense: tuple[Path, int]) -> None:
-        with pytest.raises(LorashearError, match="has 64 positions, and a prompt of 60 and 5 more tokens need 65"):
-            peak_bytes(dense[0], prompt=60, tokens=5)
+
+def test_what_the_process_refuses_is_said_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process in all but name: the request goes in as its argument, and its last line comes back."""
+
+    def within(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-P", "-m", "lorashear.evaluation.memory"]
+        monkeypatch.setattr(sys, "argv", command[3:])
+        print("something that a library says")
+        memory.main()
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out, "")
+
+    monkeypatch.setattr(subprocess, "run", within)
+    with pytest.raises(LorashearError, match="has 64 positions, and a prompt of 60 and 5 more tokens need 65"):
+        peak_bytes(folder, prompt=60, tokens=5)
 
 
 class TestWhatCannotBeHad:
