@@ -23,7 +23,7 @@ def test_half_of_a_shape_beside_it(
     monkeypatch.setattr(speed, "peak_bytes", lambda folder, **_: 1_500_000 if folder.name == "dense" else 700_000)
     with Terminal() as terminal:
         folders = make({**SHAPES[name], **TINY}, tmp_path, ["head", "query", "ffn"], terminal)
-        costs = compared(*folders, "bfloat16", [1, 2], terminal, prompt=6, tokens=2, rounds=1)
+        costs = compared(*folders, "bfloat16", [1, 2], 6, 2, 1, terminal.progress)
     dense, pruned = (sum(tensor.bytes for tensor in Checkpoint.open(at).tensors.values()) for at in folders)
     assert pruned <= (1 - RATIO) * dense
     assert [(cost.name, cost.batch) for cost in costs] == [("dense", 1), ("pruned", 1), ("dense", 2), ("pruned", 2)]

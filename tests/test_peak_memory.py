@@ -98,6 +98,10 @@ class TestWhatCannotBeHad:
         with pytest.raises(LorashearError, match="dtype is float7; there are float32"):
             peak_bytes("anything", dtype="float7")
 
+    def test_no_tokens(self) -> None:
+        with pytest.raises(LorashearError, match="tokens is 0, which leaves nothing to measure"):
+            peak_bytes("anything", tokens=0)
+
 
 def test_on_a_gpu_what_others_hold_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arithmetic, with an allocator that is given: others hold 5 GB, and the run takes 300 bytes beyond what was there."""

@@ -145,6 +145,7 @@ class TestMeasuring:
         assert costs[0].limit == costs[0].decode_ratio == 1
         assert costs[1].limit == costs[0].read_bytes / costs[1].read_bytes > 1
 
+    @pytest.mark.slow
     def test_a_model_whose_layers_differ(self, folder: Path, tmp_path: Path) -> None:
         gone = {"model.layers.0.self_attn.head": [0, 2, 3], "model.layers.1.mlp.ffn": list(range(9))}
         lorashear.apply(lorashear.plan(folder, gone), folder, tmp_path / "pruned")

@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 import lorashear
 from lorashear.evaluation.limits import explained
 from lorashear.evaluation.speed import Cost, measure
+from lorashear.stages import Progress
 from lorashear.terminal import Terminal
 from tools.bench_apply import SHAPE, make_checkpoint
 
@@ -75,8 +76,8 @@ def main() -> None:
             dense, pruned = make(SHAPES[name], Path(scratch), args.prune.split(","), terminal)
             for dtype in args.dtype:
                 terminal.say(f"{name} in {dtype}")
-                options = {"prompt": args.prompt, "tokens": args.tokens, "rounds": args.rounds}
-                costs = compared(dense, pruned, dtype, args.batch, terminal, **options)
+                sizes = (args.batch, args.prompt, args.tokens, args.rounds)
+                costs = compared(dense, pruned, dtype, *sizes, terminal.progress)
                 for before, after in zip(costs[::2], costs[1::2], strict=True):
                     print(row(name, dtype, before, after), flush=True)
                     below.append(f"{name} in {dtype}: {explained(before, after)}")
@@ -95,12 +96,21 @@ def make(shape: dict[str, Any], folder: Path, kinds: Sequence[str], terminal: Te
 
 
 def compared(
-    dense: Path, pruned: Path, dtype: str, batches: Sequence[int], terminal: Terminal, **options: int
+    dense: Path,
+    pruned: Path,
+    dtype: str,
+    batches: Sequence[int],
+    prompt: int,
+    tokens: int,
+    rounds: int,
+    progress: Progress,
 ) -> list[Cost]:
     """Of each batch size what the dense model costs, and the pruned one."""
     folders = {"dense": dense, "pruned": pruned}
     models = {name: AutoModelForCausalLM.from_pretrained(at, dtype=dtype).eval() for name, at in folders.items()}
-    return measure(models, batches=batches, folders=folders, progress=terminal.progress, **options)
+    return measure(
+        models, batches=batches, prompt=prompt, tokens=tokens, rounds=rounds, folders=folders, progress=progress
+    )
 
 
 def row(shape: str, dtype: str, dense: Cost, pruned: Cost) -> str:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from lorashear import models
 from lorashear.config import Training
 from lorashear.errors import LorashearError
-from lorashear.evaluation.greedy import check_positions, prompt_ids, run, vocabulary
+from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
 from lorashear.evaluation.limits import weight_bytes
 from lorashear.loading import DTYPES, working_copy
 from lorashear.stages import Say
@@ -56,11 +56,12 @@ def peak_bytes(
             or a process that ended before its time.
 
     Raises:
-        LorashearError: the dtype is unknown, the folder no model, or its positions too few.
+        LorashearError: a count is under 1, the dtype unknown, the folder no model, or its positions too few.
     """
     if dtype is not None and dtype not in DTYPES:
         raise LorashearError(f"dtype is {dtype}; there are {', '.join(DTYPES)}")
     sizes = {"batch": batch, "prompt": prompt, "tokens": tokens}
+    check_counts(**sizes)
     if isinstance(model, nn.Module):
         where = next((p.device for p in model.parameters()), torch.device("cpu"))
     else:
