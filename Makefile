@@ -43,7 +43,7 @@ bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
 	$(BIN)/python tools/bench_apply.py
 
-bench-speed: .venv/stamp  ## dense and half-sized 1B LLaMA shapes by turns: prefill, decode, memory; 12 GB of memory, 4 GB of disk
+bench-speed: .venv/stamp  ## dense and half-sized 1B LLaMA shapes by turns: prefill, decode, memory; 13 GB of memory, 4 GB of disk; half an hour
 	$(BIN)/python -m tools.bench_speed
 
 bench-training: .venv/stamp  ## steps of LoRA, LHSPG and recovery side by side, at 104 M parameters; ten minutes
