@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv demo test test-deep check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +42,9 @@ bench: .venv/stamp  ## time the analysis of 7B and 70B shapes
 
 bench-apply: .venv/stamp  ## time apply beside cp, on a checkpoint of 2.5 GB that it makes; 8 GB of disk
 	$(BIN)/python tools/bench_apply.py
+
+bench-speed: .venv/stamp  ## dense and half-sized 1B LLaMA shapes by turns: prefill, decode, memory; 13 GB of memory, 4 GB of disk; half an hour
+	$(BIN)/python -m tools.bench_speed
 
 bench-training: .venv/stamp  ## steps of LoRA, LHSPG and recovery side by side, at 104 M parameters; ten minutes
 	$(BIN)/python tools/bench_training.py

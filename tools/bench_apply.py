@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,17 +36,18 @@ SHAPE = {
 REPEATS = 5
 
 
-def make_checkpoint(folder: Path) -> None:
-    """A checkpoint of random bits that are finite bfloat16 numbers."""
+def make_checkpoint(folder: Path, shape: Mapping[str, Any] = SHAPE, scale: float = 1.0) -> None:
+    """A checkpoint of random bits that are finite bfloat16 numbers, of the standard deviation ``scale``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+    (folder / "config.json").write_text(json.dumps(shape))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     placed = layout({name: ("BF16", tuple(p.shape)) for name, p in model.named_parameters()})
-    noise = (np.random.default_rng(0).standard_normal(1 << 22).astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+    noise = (scale * np.random.default_rng(0).standard_normal(1 << 22)).astype(np.float32)
+    noise = (noise.view(np.uint32) >> 16).astype("<u2")
     for shard in placed.shards:
         with NewFile(folder / shard.name) as file:
             file.write(shard.header)

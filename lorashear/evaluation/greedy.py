@@ -79,6 +79,13 @@ def vocabulary(models: Iterable[nn.Module]) -> int:
     return min(sizes)
 
 
+def check_counts(**counts: int) -> None:
+    """Refuse to measure nothing: LorashearError where a count is under 1."""
+    for word, count in counts.items():
+        if count < 1:
+            raise LorashearError(f"{word} is {count}, which leaves nothing to measure: ask for 1 or more")
+
+
 def check_positions(name: str, model: nn.Module, prompt: int, tokens: int) -> None:
     """Refuse a run that is longer than the model's positions: LorashearError."""
     config: Any = getattr(model, "config", None)

@@ -31,7 +31,7 @@ def cache_bytes(cache: Any) -> int | None:
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             # Two names for the same entries count once; what is only repeated by a stride of zero takes no more than it has.
-            key = (item.untyped_storage().data_ptr(), item.storage_offset(), item.shape)
+            key = (item.untyped_storage().data_ptr(), int(item.storage_offset()), item.shape)
             found[key] = min(item.nbytes, item.untyped_storage().nbytes())
         else:
             left.extend(_within(item))

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lorashear import models
 from lorashear.config import Training
 from lorashear.errors import LorashearError
-from lorashear.evaluation.greedy import check_positions, prompt_ids, run, vocabulary
+from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
 from lorashear.evaluation.limits import weight_bytes
 from lorashear.loading import DTYPES, working_copy
 from lorashear.stages import Say
@@ -55,11 +56,12 @@ def peak_bytes(
             or a process that ended before its time.
 
     Raises:
-        LorashearError: the dtype is unknown, the folder no model, or its positions too few.
+        LorashearError: a count is under 1, the dtype unknown, the folder no model, or its positions too few.
     """
     if dtype is not None and dtype not in DTYPES:
         raise LorashearError(f"dtype is {dtype}; there are {', '.join(DTYPES)}")
     sizes = {"batch": batch, "prompt": prompt, "tokens": tokens}
+    check_counts(**sizes)
     if isinstance(model, nn.Module):
         where = next((p.device for p in model.parameters()), torch.device("cpu"))
     else:
@@ -128,20 +130,20 @@ def _alone(
     twin = models.build_twin(config, trust_remote_code=trust_remote_code)  # imports what loading would import
     check_positions(name, twin, prompt, tokens)
     ids = prompt_ids(vocabulary([twin]), batch, prompt)
-    before = _highest()
-    if MARK.exists():
-        before = _resident()
-    model = working_copy(
-        Path(folder), settings=Training(device="cpu", dtype=dtype), trust_remote_code=trust_remote_code
-    )
+    settings = Training(device="cpu", dtype=dtype)
+    _touch_libraries(DTYPES[settings.dtype or "float32"])
+    before = _status("VmRSS") if MARK.exists() else _highest()
+    model = working_copy(Path(folder), settings=settings, trust_remote_code=trust_remote_code)
     _forget_highest()
     run(model, ids, tokens)
     return _highest() - before
 
 
-def _resident() -> int:
-    """Bytes of memory that the process has now. Linux only."""
-    return _status("VmRSS")
+def _touch_libraries(dtype: torch.dtype) -> None:
+    """Use what every model uses, so that its code is resident before anything is counted."""
+    some = torch.ones(1, 1, 64, 64, dtype=dtype)
+    some = functional.silu(functional.linear(some, some[0, 0]))
+    functional.scaled_dot_product_attention(some, some, some).float().mean().rsqrt()
 
 
 def _highest() -> int:

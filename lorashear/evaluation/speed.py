@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lorashear.errors import LorashearError
-from lorashear.evaluation.greedy import check_positions, prompt_ids, run, vocabulary
+from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
 from lorashear.evaluation.limits import cache_bytes, read_bytes, weight_bytes
 from lorashear.evaluation.memory import peak_bytes
 from lorashear.loading import DTYPES
@@ -186,10 +186,7 @@ def _check(
         raise LorashearError("there is no model to measure: give one or more by name")
     if not batches:
         raise LorashearError("there is no batch size to measure at: give one or more in batches")
-    counts = {"prompt": prompt, "tokens": tokens, "rounds": rounds} | {"batches": min(batches)}
-    for word, count in counts.items():
-        if count < 1:
-            raise LorashearError(f"{word} is {count}, which leaves nothing to measure: ask for 1 or more")
+    check_counts(batches=min(batches), prompt=prompt, tokens=tokens, rounds=rounds)
     if warm_up < 0:
         raise LorashearError(f"warm_up is {warm_up}; it is a number of rounds, 0 or more")
     for name, model in models.items():
