@@ -196,7 +196,7 @@ def test_models_side_by_side(folder: Path, pruned: Path, text: Path, items: Path
 
     shown = str(found)
     lines = shown.splitlines()
-    assert lines[0].split() == [str(folder), str(folder), "difference", "small", "difference"]
+    assert lines[0].split() == [folder.name, folder.name, "(2)", "difference", "small", "difference"]
     assert "≈ within noise" in shown and "° at chance level" in shown
     line = next(line for line in lines if line.startswith("first: accuracy  "))
     assert "+0.0 ±0.0 ≈" in line and f"{100 * first['results'][0]['accuracy']:.1f} ±" in line

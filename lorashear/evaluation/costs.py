@@ -8,8 +8,9 @@ from typing import Any
 
 from lorashear.config import Training
 from lorashear.evaluation.asked import Asked
+from lorashear.evaluation.limits import explained
 from lorashear.evaluation.speed import Cost, measure
-from lorashear.evaluation.subjects import Subject
+from lorashear.evaluation.subjects import Subject, short
 from lorashear.stages import Progress
 
 OF_ALL = ("name", "batch", "prompt", "tokens", "rounds")
@@ -20,7 +21,7 @@ RATIOS = ("time_to_first_token", "cache_bytes", "weight_bytes", "read_bytes", "p
 
 def figures(subjects: Sequence[Subject], settings: Training, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
     """One of each batch size. Raises LorashearError as `measure` does."""
-    names = [f"{number} {each.name}" for number, each in enumerate(subjects, 1)]
+    names = short([each.name for each in subjects])
     models = {name: each.loaded(settings) for name, each in zip(names, subjects, strict=True)}
     folders = {
         name: each.folder for name, each in zip(names, subjects, strict=True) if each.folder and not each.adapter
@@ -55,13 +56,14 @@ def _figure(costs: Sequence[Cost], asked: Asked) -> dict[str, Any]:
     }
 
 
-def _ratios(first: Cost, other: Cost) -> dict[str, float | None]:
-    """To the first model."""
-    found: dict[str, float | None] = {
+def _ratios(first: Cost, other: Cost) -> dict[str, Any]:
+    """To the first model, and why decoding gained what it did."""
+    found: dict[str, Any] = {
         "prefill": other.prefill_ratio,
         "decode": other.decode_ratio,
         "limit": other.limit,
     }
+    found["explained"] = explained(first, other)
     for name in RATIOS:
         one, two = getattr(first, name), getattr(other, name)
         found[name] = two / one if one and two else None

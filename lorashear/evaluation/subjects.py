@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,13 @@ from lorashear.errors import LorashearError
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.lora import held_in
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Names to tell models apart by: the last part of each path where no two share it; a model's second place has a number."""
+    last = {name: Path(name).name or name for name in names}
+    told = [name if list(last.values()).count(last[name]) > 1 else last[name] for name in names]
+    return [f"{name} ({before + 1})" if (before := told[:at].count(name)) else name for at, name in enumerate(told)]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorashear.evaluation.accuracies import KINDS
 from lorashear.evaluation.measures import NOISE
+from lorashear.evaluation.subjects import short
 from lorashear.report import columns
 
 Report = Mapping[str, Any]
@@ -58,10 +59,8 @@ def _cells(report: Report) -> list[list[str]]:
 
 
 def names(report: Report) -> list[str]:
-    """Of the models: the last part of a path, where no two share it."""
-    given = [model["name"] for model in report["models"]]
-    short = [Path(name).name or name for name in given]
-    return [name if short.count(last) > 1 else last for name, last in zip(given, short, strict=True)]
+    """Of the models."""
+    return short([model["name"] for model in report["models"]])
 
 
 def rows(report: Report) -> list[Row]:
@@ -220,11 +219,8 @@ def _of_runs(figure: Mapping[str, Any]) -> str:
         f"{figure['rounds']} rounds in which every model ran once, after {figure['warm_up']} that did not count"
     )
     wide = max((result["spread"] or 0.0 for result in figure["results"]), default=0.0)
-    limits = [f"{d['limit']:.2f}×" for d in figure["differences"] if d]
-    limit = (
-        f"; what a token reads of weights and cache allows {', '.join(limits)} at most in decoding" if limits else ""
-    )
-    return f"{said}; half of the decoding rounds lie within {100 * wide:.0f} % of the median{limit}"
+    explained = [each["explained"] for each in figure["differences"] if each]
+    return " ".join([f"{said}; half of all decoding rounds lie within {100 * wide:.0f} % of their median.", *explained])
 
 
 MADE: Mapping[str, Callable[[Mapping[str, Any]], list[Row]]] = {
