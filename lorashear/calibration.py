@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from lorashear import data, likelihood
+from lorashear import data, likelihood, models
 from lorashear.config import Settings, Training
 from lorashear.corpus import Corpus
 from lorashear.errors import LorashearError
@@ -138,12 +138,15 @@ def _said_of(name: str, among: int) -> Iterator[None]:
         raise LorashearError(f"{name}: {error}") if among > 1 else error from error
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Raises LorashearError where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise LorashearError(f"no tokenizer can be read from '{folder}', and text needs one: {error}") from error
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise LorashearError(
+            f"no tokenizer can be read from '{folder}', and text needs one (transformers says: {said})"
+        ) from error
 
 
 def _dealt(
@@ -194,7 +197,7 @@ def held_out(rows: torch.Tensor, seed: int) -> Subset:
 
 def window_length(config: PreTrainedConfig, settings: Training) -> int:
     """Tokens in a window. Raises LorashearError where the model does not have as many positions."""
-    most = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 512)
+    most = models.positions(config) or 512
     length = settings.context or min(most, 512)
     if length > most:
         raise LorashearError(f"context is {length}, but the model's positions end at {most}")

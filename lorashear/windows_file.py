@@ -80,7 +80,7 @@ def sampled_windows(
     if limit < 1:
         raise LorashearError(f"{limit} windows of text are asked for; ask for 1 or more")
     dtype = _dtype(tokenizer)
-    asked = [FORMAT, corpus.digest(), _content(tokenizer), length, limit, others, seed, packed]
+    asked = [FORMAT, corpus.digest(), tokenizer_content(tokenizer), length, limit, others, seed, packed]
     path = cache.folder() / "windows" / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}.{dtype.name}"
     if not path.exists():
         rows = _rows(tokenizer, corpus.sample(seed), length, limit, others, packed)
@@ -175,7 +175,7 @@ def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
     return np.dtype(np.int16 if max(tokenizer.get_vocab().values()) <= np.iinfo(np.int16).max else np.int32)
 
 
-def _content(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of all that a tokenizer is, which is what it saves."""
     found = hashlib.sha256()
     with TemporaryDirectory(prefix="lorashear-") as folder:

@@ -17,6 +17,7 @@ from lorashear.evaluation.items import Suite
 from lorashear.evaluation.measures import NOISE, Finding, Told, known, noise
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.uncertainty import mean_error, paired_error
+from lorashear.likelihood import batch_size
 
 KINDS = ("accuracy", "normalised")
 """By the likelihood of the whole choice, and by that for each of its characters."""
@@ -43,6 +44,7 @@ class OfSuite:
             "data": self.suite.source,
             "items": len(self.suite.items),
             "chance": self.suite.chance,
+            "chance_error": self.suite.chance_error,
             "limit": self.asked.limit,
             "seed": self.asked.seed,
             "by": "lm_eval" if self.asked.harness else "lorashear",
@@ -53,25 +55,29 @@ class OfSuite:
         which is all that the model can read."""
         if self.asked.harness:
             progress(0, len(self.suite.items))
-            found = harness.score(model, subject.reader, [self.suite])[self.name]
+            rows = max(
+                1, min(8, batch_size(positions(model, subject.reader), subject.config.get_text_config().vocab_size))
+            )
+            found = harness.score(model, subject.reader, [self.suite], batch=rows)[self.name]
             each = {"accuracy": found.correct, "normalised": found.normalised}
-            return finding(each, self.suite.chance, context=positions(model, subject.reader))
+            return finding(each, self.suite, context=positions(model, subject.reader))
         own = score(model, subject.reader, self.suite, progress=progress)
         each = {"accuracy": own.correct, "normalised": own.normalised}
         context = positions(model, subject.reader)
-        return finding(each, self.suite.chance, context=context, truncated=own.truncated)
+        return finding(each, self.suite, context=context, truncated=own.truncated)
 
     def difference(self, first: Finding, other: Finding) -> dict[str, Any]:
         """In shares, of the same items."""
         return compared(first, other)
 
 
-def finding(each: Mapping[str, np.ndarray], chance: float, **more: Any) -> Finding:
+def finding(each: Mapping[str, np.ndarray], suite: Suite, **more: Any) -> Finding:
     """Of what is right, item by item, by kind."""
     result: dict[str, Any] = {}
     for kind, right in each.items():
-        share, error = float(np.mean(right)), known(mean_error(right))
-        result |= {kind: share, f"{kind}_error": error, f"{kind}_at_chance": at_chance(share, error, chance)}
+        share = float(np.mean(right))
+        guessed = at_chance(share, suite.chance, suite.chance_error)
+        result |= {kind: share, f"{kind}_error": known(mean_error(right)), f"{kind}_at_chance": guessed}
     return Finding({**result, **more}, {kind: np.asarray(right, float).tolist() for kind, right in each.items()})
 
 
@@ -85,9 +91,9 @@ def compared(first: Finding, other: Finding) -> dict[str, Any]:
     return found
 
 
-def at_chance(share: float, error: float | None, chance: float) -> bool | None:
-    """Whether a share is no better than guessing, for all that is known; None where nobody knows."""
-    return None if error is None else share - NOISE * error <= chance
+def at_chance(share: float, chance: float, error: float) -> bool:
+    """Whether a share is no better than guessing could have been, whose standard error this is."""
+    return share <= chance + NOISE * error
 
 
 def average(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,13 +114,15 @@ def average(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found = mean([figure["differences"][i] for figure in figures])
         differences.append(found | {f"{kind}_noise": noise(found[kind], found[f"{kind}_error"]) for kind in KINDS})
     chance = float(np.mean([figure["chance"] for figure in figures]))
+    error = math.hypot(*(figure["chance_error"] for figure in figures)) / count
     for result in results:
-        result |= {f"{k}_at_chance": at_chance(result[k], result[f"{k}_error"], chance) for k in KINDS}
+        result |= {f"{kind}_at_chance": at_chance(result[kind], chance, error) for kind in KINDS}
     return {
         "kind": "average",
         "name": f"average of {count} tasks",
         "of": [figure["name"] for figure in figures],
         "chance": chance,
+        "chance_error": error,
         "results": results,
         "differences": differences,
     }

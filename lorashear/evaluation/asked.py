@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from lorashear.errors import LorashearError
 
+LEAST = {
+    **{"context": 2, "stride": 1, "limit": 1},
+    **{"batches": 1, "prompt": 1, "new_tokens": 1, "rounds": 1, "warm_up": 0},
+}
 CONTEXT = 2048
 """Tokens of a window at most where nobody says how many."""
 
@@ -37,10 +41,13 @@ class Asked:
             raise LorashearError(
                 "nothing is asked for: pass text (--text FILE), tasks (--tasks NAME or FILE) or speed (--speed)"
             )
-        for name, least in {"context": 2, "stride": 1, "limit": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise LorashearError(f"{name} is {value}; it is {least} or more")
+        for name, least in LEAST.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if value is not None and (not isinstance(value, int) or value < least):
+                    raise LorashearError(f"{name} is {value}; it is a whole number, {least} or more")
+        if not self.batches or len(set(self.batches)) < len(self.batches):
+            raise LorashearError(f"batches is {self.batches}; it is one number of rows, or several different ones")
         if self.stride is not None and not self.packed:
             raise LorashearError(
                 "stride is of documents that stand on end, and each is by itself: leave one of them out"

@@ -16,14 +16,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from lorashear import models
 from lorashear.data import DOCUMENTS_PER_CALL
 from lorashear.errors import LorashearError
 from lorashear.evaluation.items import Item, Suite
 from lorashear.evaluation.uncertainty import mean_error
 from lorashear.likelihood import LOGIT_BYTES, TOKENS_PER_BATCH, evaluating
 
-# Where a config says how many tokens a model takes, and what is taken for it where neither it nor the tokenizer does.
-POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
+# What is taken for the number of tokens that a model takes where neither its config nor the tokenizer says it.
 DEFAULT_POSITIONS = 2048
 # A tokenizer's way to say that it knows of no limit.
 NO_LIMIT = int(1e30)
@@ -100,6 +100,7 @@ def score(
                 done += 1
             if progress:
                 progress(done, len(encoded))
+    check_finite(found, suite.name)
     counts = [len(item.options) for item in items]
     each = np.split(found, np.cumsum(counts)[:-1])
     return Choices(
@@ -140,12 +141,19 @@ def check(
     return encoded
 
 
+def check_finite(likelihoods: np.ndarray, name: str) -> None:
+    """Refuse what no choice can be made by: LorashearError where a log-likelihood is not a number."""
+    if np.isnan(likelihoods).any():
+        raise LorashearError(
+            f"the model gives no number as the likelihood of choices of {name}: its weights are not finite"
+        )
+
+
 def positions(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a model reads at most: what its config says, or else its tokenizer, or else 2,048."""
-    config = model.config.get_text_config()
-    for name in POSITIONS:
-        if (said := getattr(config, name, None)) is not None:
-            return int(said)
+    said = models.positions(model.config)
+    if said is not None:
+        return said
     return DEFAULT_POSITIONS if tokenizer.model_max_length >= NO_LIMIT else int(tokenizer.model_max_length)
 
 

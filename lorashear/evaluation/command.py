@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lorashear import launched
-from lorashear.errors import Fault, LorashearError
+from lorashear.errors import LorashearError
 from lorashear.options import Apart, AsJson, Device, Dtype, Remote, Revision, Seed, words
 from lorashear.terminal import Terminal
 
@@ -29,7 +31,12 @@ Tasks = Annotated[
 ]
 
 
+ANEW = ("models", "text", "tasks", "items", "trust_remote_code", "out", "overwrite", "reproduce", "as_json")
+"""What may be said of a report that is to be reproduced: where things are now, and where the new one goes."""
+
+
 def eval_(
+    given: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(help="folders or hub ids; the first is what others are compared with")
     ] = None,
@@ -82,11 +89,16 @@ def eval_(
     if out:
         check_file(out, overwrite=overwrite)
     shown: dict[str, Any]
+    pruned: list[Path] = []
     with Terminal() as terminal:
         if reproduce:
+            _check_only(given, ANEW)
             before, again = compared(
                 reproduce,
-                models or None,
+                models or (),
+                text=list(text or ()),
+                tasks=words(tasks),
+                items=items,
                 trust_remote_code=trust_remote_code,
                 say=terminal.say,
                 progress=terminal.progress,
@@ -119,17 +131,31 @@ def eval_(
                 progress=terminal.progress,
             )
             shown = dict(again.report)
-            carding.write(again, pruned)
-    if out:
-        again.save(out, overwrite=overwrite)
     if as_json:
         print(json.dumps(shown, indent=2))
     elif reproduce:
         print(said(shown["reported"], shown["again"]))
     else:
         print(again)
-    if reproduce and (wrong := verdict(shown["reported"], shown["again"])):
-        raise Fault(wrong)
+    if out:
+        again.save(out, overwrite=overwrite)
+    if reproduce:
+        if wrong := verdict(shown["reported"], shown["again"]):
+            print(f"lorashear: {wrong}", file=sys.stderr)
+            raise typer.Exit(1)
+        return
+    carding.write(again, pruned)
+
+
+def _check_only(given: typer.Context, names: Collection[str]) -> None:
+    """Refuse other options: LorashearError."""
+    for name in given.params:
+        source = given.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in names:
+            flag = name.replace("_", "-").removeprefix("as-")
+            raise LorashearError(
+                f"--reproduce measures what the report says, and --{flag} would change that: leave it out"
+            )
 
 
 def _numbers(given: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorashear.config import Training
 from lorashear.evaluation.asked import Asked
+from lorashear.evaluation.greedy import SEED
 from lorashear.evaluation.limits import explained
 from lorashear.evaluation.speed import Cost, measure
 from lorashear.evaluation.subjects import Subject, short
@@ -15,7 +16,7 @@ from lorashear.stages import Progress
 
 OF_ALL = ("name", "batch", "prompt", "tokens", "rounds")
 """What is the same for all models, or said of them elsewhere."""
-RATIOS = ("time_to_first_token", "cache_bytes", "weight_bytes", "read_bytes", "peak_bytes")
+RATIOS = ("cache_bytes", "weight_bytes", "read_bytes", "peak_bytes")
 """Whose ratio is one of the figures themselves; that of speeds is within each round (see `Cost`)."""
 
 
@@ -51,6 +52,7 @@ def _figure(costs: Sequence[Cost], asked: Asked) -> dict[str, Any]:
         "tokens": first.tokens,
         "rounds": first.rounds,
         "warm_up": asked.warm_up,
+        "seed": SEED,
         "results": [{name: value for name, value in asdict(cost).items() if name not in OF_ALL} for cost in costs],
         "differences": [None, *(_ratios(first, cost) for cost in costs[1:])],
     }
@@ -63,6 +65,8 @@ def _ratios(first: Cost, other: Cost) -> dict[str, Any]:
         "decode": other.decode_ratio,
         "limit": other.limit,
     }
+    found["time_to_first_token"] = 1 / other.prefill_ratio
+    found |= {"prefill_noise": other.prefill_noise, "decode_noise": other.decode_noise}
     found["explained"] = explained(first, other)
     for name in RATIOS:
         one, two = getattr(first, name), getattr(other, name)

@@ -14,14 +14,16 @@ from torch import nn
 from lorashear import models as users
 from lorashear.config import Training
 from lorashear.errors import LorashearError
-from lorashear.evaluation import costs, table
+from lorashear.evaluation import costs, harness, table
 from lorashear.evaluation.accuracies import OfSuite, average
 from lorashear.evaluation.asked import CONTEXT, Asked
 from lorashear.evaluation.foreign import OfTaskFile
+from lorashear.evaluation.greedy import check_positions
 from lorashear.evaluation.measures import Finding, Measure, figure
 from lorashear.evaluation.perplexities import OfText
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.task_files import ENDINGS as TASK_FILES
+from lorashear.evaluation.task_files import task_file
 from lorashear.evaluation.tasks import suites
 from lorashear.evaluation.texts import texts
 from lorashear.evaluation.unfinished import Unfinished
@@ -100,14 +102,17 @@ def evaluate(
         ]
         resolved = replace(asked, context=_context(asked, subjects))
         measures = _measures(resolved)
-        made_with = versions(asked.device, *(["lm_eval"] if asked.harness else []))
-        kept = Unfinished.of(resolved, subjects, measures, made_with)
+        _check(resolved, subjects, measures)
+        made_with = versions(
+            asked.device, *(["datasets"] if asked.tasks else []), *(["lm_eval"] if asked.harness else [])
+        )
+        kept = Unfinished([made_with, asked.device, asked.dtype])
     about, found = [], []
     for subject in subjects:
         with stages(f"judge {subject.name}"):
             model = subject.loaded(numbers)
-            about.append(subject.about(model))
-            found.append(_findings(len(found), subject, model, measures, kept, stages.progress))
+            about.append(subject.about(model, bool(measures)))
+            found.append(_findings(subject, model, measures, kept, stages.progress))
             del model
             gc.collect()
     figures = [figure(measure, several) for measure, several in zip(measures, zip(*found, strict=True), strict=True)]
@@ -148,20 +153,35 @@ def _measures(asked: Asked) -> list[Measure]:
     """All that is measured of one model after another."""
     found: list[Measure] = []
     if asked.text:
-        found += [OfText(each, asked) for each in texts(asked.text, asked.context or 0, asked.limit, asked.seed)]
+        read = texts(asked.text, asked.context or 0, asked.limit, asked.seed, packed=asked.packed)
+        found += [OfText(each, asked) for each in read]
     files = [name for name in asked.tasks if Path(name).suffix.lower() in TASK_FILES]
     if files and not asked.harness:
         raise LorashearError(f"{files[0]} is a task of lm-evaluation-harness: let that run it (--harness)")
     for suite in suites([name for name in asked.tasks if name not in files], asked.items):
         found.append(OfSuite(replace(suite, items=suite.items[: asked.limit]), asked))
-    return [*found, *(OfTaskFile(file, asked) for file in files)]
+    return [*found, *(OfTaskFile(task_file(file), asked) for file in dict.fromkeys(files))]
+
+
+def _check(asked: Asked, subjects: Sequence[Subject], measures: Sequence[Measure]) -> None:
+    """Refuse early what would be refused after hours of work: LorashearError."""
+    names = [measure.name for measure in measures]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise LorashearError(f"two texts or tasks are called {twice}: give one of them another name")
+    for subject in subjects:
+        if measures:
+            _ = subject.reader
+        if asked.speed:
+            check_positions(subject.name, subject.config, asked.prompt, asked.new_tokens)
+    if asked.harness:
+        harness.check_installed()
 
 
 def _findings(
-    number: int, subject: Subject, model: nn.Module, measures: Sequence[Measure], kept: Unfinished, progress: Progress
+    subject: Subject, model: nn.Module, measures: Sequence[Measure], kept: Unfinished, progress: Progress
 ) -> list[Finding]:
     """Of one model, in the order of the measures."""
     return [
-        kept.finding(number, index, partial(measure.of, subject, model, partial(progress, measure.name)))
-        for index, measure in enumerate(measures)
+        kept.finding(subject, measure, partial(measure.of, subject, model, partial(progress, measure.name)))
+        for measure in measures
     ]

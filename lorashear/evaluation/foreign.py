@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from glob import glob
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -16,7 +15,7 @@ from lorashear.evaluation.asked import Asked
 from lorashear.evaluation.choices import positions
 from lorashear.evaluation.measures import Finding, Told, known, noise
 from lorashear.evaluation.subjects import Subject
-from lorashear.evaluation.task_files import task_config
+from lorashear.evaluation.task_files import TaskFile
 from lorashear.evaluation.uncertainty import paired_error
 
 
@@ -24,23 +23,34 @@ from lorashear.evaluation.uncertainty import paired_error
 class OfTaskFile:
     """On the task that a file describes."""
 
-    path: str
+    file: TaskFile
     asked: Asked
 
     @property
     def name(self) -> str:
-        """Of the task. Raises LorashearError where the file is no such task."""
-        return str(task_config(self.path)["task"])
+        """Of the task."""
+        return self.file.name
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the task's files, and of its data."""
+        found = hashlib.sha256()
+        for path in self.file.files:
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+        return found.hexdigest()
 
     @property
     def about(self) -> dict[str, Any]:
         """For the report."""
-        return {"kind": "harness", "name": self.name, "data": _origin(self.path), "limit": self.asked.limit}
+        config = self.file.config
+        split = config.get("test_split") or config.get("validation_split")
+        data = {"file": str(self.file.path), "split": split, "sha256": self.sha256}
+        return {"kind": "harness", "name": self.name, "data": data, "limit": self.asked.limit, "seed": harness.SEED}
 
     def of(self, subject: Subject, model: nn.Module, progress: Told) -> Finding:
         """The harness's metrics, with its standard errors."""
         progress(0, 1)
-        found = harness.run(model, subject.reader, [self.path], limit=self.asked.limit)[self.name]
+        found = harness.run(model, subject.reader, [self.file.path], limit=self.asked.limit)[self.name]
         errors = {name: known(error) for name, error in found.errors.items()}
         result = {"metrics": found.metrics, "errors": errors, "context": positions(model, subject.reader)}
         return Finding(result, {name: values.tolist() for name, values in found.items.items()})
@@ -58,19 +68,3 @@ class OfTaskFile:
             found["metrics"][name], found["errors"][name] = difference, error
             found["noise"][name] = noise(difference, error)
         return found
-
-
-def _origin(path: str) -> dict[str, Any]:
-    """The file, and a hash of it and of all data that it names."""
-    found = hashlib.sha256(Path(path).read_bytes())
-    for place in _files(task_config(path)["dataset_kwargs"]["data_files"]):
-        for each in sorted(glob(place, recursive=True)):
-            found.update(hashlib.sha256(Path(each).read_bytes()).digest())
-    return {"file": path, "sha256": found.hexdigest()}
-
-
-def _files(named: Any) -> list[str]:
-    """Of one or several, or by split."""
-    if isinstance(named, dict):
-        named = list(named.values())
-    return [place for each in named for place in _files(each)] if isinstance(named, list) else [str(named)]

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorashear import models
 from lorashear.errors import LorashearError
 from lorashear.likelihood import evaluating
 
+SEED = 0
+"""Of the prompt's tokens."""
 CACHES = ("past_key_values", "cache_params", "state")
 """What a model gives beside its logits and takes back with the next token: of attention, of Mamba, of RWKV."""
 
@@ -59,7 +62,7 @@ def run(model: nn.Module, ids: torch.Tensor, tokens: int) -> Run:
 
 def prompt_ids(vocabulary: int, batch: int, length: int) -> torch.Tensor:
     """Random token ids, int64 [batch, length], the same on every call."""
-    return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(SEED))
 
 
 def vocabulary(models: Iterable[nn.Module]) -> int:
@@ -86,10 +89,9 @@ def check_counts(**counts: int) -> None:
             raise LorashearError(f"{word} is {count}, which leaves nothing to measure: ask for 1 or more")
 
 
-def check_positions(name: str, model: nn.Module, prompt: int, tokens: int) -> None:
-    """Refuse a run that is longer than the model's positions: LorashearError."""
-    config: Any = getattr(model, "config", None)
-    positions = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+def check_positions(name: str, config: Any, prompt: int, tokens: int) -> None:
+    """Refuse a run that is longer than the positions of a model with this config: LorashearError."""
+    positions = None if config is None else models.positions(config)
     if positions is not None and prompt + tokens > positions:
         raise LorashearError(
             f"{name} has {positions} positions, and a prompt of {prompt} and {tokens} more tokens need {prompt + tokens}: "

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorashear.errors import LorashearError
 from lorashear.evaluation import choices
+from lorashear.evaluation.choices import check_finite
 from lorashear.evaluation.items import Item, Suite
 from lorashear.evaluation.task_files import task_config
 from lorashear.likelihood import evaluating
@@ -60,6 +61,14 @@ class HarnessTask:
     items: dict[str, np.ndarray]
 
 
+def check_installed() -> None:
+    """Raises LorashearError, with how to install it, where the harness is not there."""
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as error:
+        raise LorashearError(f"lm-evaluation-harness is not there ({error}); {INSTALL}") from error
+
+
 def score(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -84,7 +93,7 @@ def score(
     with TemporaryDirectory(prefix="lorashear-") as folder:
         configs = {suite.name: _config(suite, Path(folder) / str(at)) for at, suite in enumerate(suites)}
         found = _evaluated(model, tokenizer, configs, Path(folder), limit, batch, progress)
-    return {name: _choices(found["results"][name], found["samples"][name]) for name in configs}
+    return {name: _choices(name, found["results"][name], found["samples"][name]) for name in configs}
 
 
 def run(
@@ -186,12 +195,11 @@ def _evaluated(
     if limit is not None and limit < 1:
         raise LorashearError(f"limit is {limit}; ask for 1 item or more")
     with _quiet(progress), evaluating(model) as device, seeded(SEED, device):
-        try:
-            from lm_eval.api.task import ConfigurableTask
-            from lm_eval.evaluator import evaluate
-            from lm_eval.models.huggingface import HFLM
-        except ImportError as error:
-            raise LorashearError(f"lm-evaluation-harness is not there ({error}); {INSTALL}") from error
+        check_installed()
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
         # A copy of the tokenizer: the harness gives it a token to pad with.
         lm: Any = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch, softmax_dtype="float32")  # pyright: ignore
         tasks: dict[str, Any] = {}
@@ -237,10 +245,11 @@ def _quiet(progress: bool) -> Iterator[None]:
                 datasets.enable_progress_bars()
 
 
-def _choices(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> HarnessChoices:
+def _choices(name: str, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> HarnessChoices:
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+    check_finite(np.array([float(one[0]) for sample in ordered for one in sample["filtered_resps"]]), name)
     return HarnessChoices(
-        *(_number(results[f"{name},none"]) for name in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")),
+        *(_number(results[f"{each},none"]) for each in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")),
         correct=np.array([sample["acc"] == 1 for sample in ordered]),
         normalised=np.array([sample["acc_norm"] == 1 for sample in ordered]),
         loglikelihoods=tuple(tuple(float(one[0]) for one in sample["filtered_resps"]) for sample in ordered),

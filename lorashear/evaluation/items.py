@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class Suite:
     def chance(self) -> float:
         """The accuracy of guessing."""
         return sum(1 / len(item.options) for item in self.items) / len(self.items)
+
+    @property
+    def chance_error(self) -> float:
+        """Its standard error: items are guessed apart from each other."""
+        shares = [1 / len(item.options) for item in self.items]
+        return math.sqrt(sum(share * (1 - share) for share in shares)) / len(self.items)
 
 
 def read(path: str | Path) -> Suite:

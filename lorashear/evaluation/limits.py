@@ -77,8 +77,7 @@ def explained(dense: Cost, pruned: Cost) -> str:
     )
     if dense.read_bytes <= pruned.read_bytes:
         return text
-    before = dense.batch / dense.decode
-    after = before / pruned.decode_ratio
+    before, after = dense.batch / dense.decode, pruned.batch / pruned.decode
     left = (after * dense.read_bytes - before * pruned.read_bytes) / (dense.read_bytes - pruned.read_bytes)
     left = min(left, after)  # where noise has it that the smaller one is slower
     if left <= 0:

@@ -63,6 +63,6 @@ def noise(difference: float, error: float | None) -> bool | None:
     return None if error is None else abs(difference) <= NOISE * error
 
 
-def known(error: float) -> float | None:
-    """A standard error for the report; None where there is none, as of one item."""
-    return error if math.isfinite(error) else None
+def known(number: float) -> float | None:
+    """A number for the report; None where JSON has none, as for the standard error of one item."""
+    return number if math.isfinite(number) else None

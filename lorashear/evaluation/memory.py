@@ -86,7 +86,7 @@ def _none(say: Say | None, reason: str) -> None:
 
 
 def _on_a_gpu(model: nn.Module, device: torch.device, batch: int, prompt: int, tokens: int) -> int:
-    check_positions(type(model).__name__, model, prompt, tokens)
+    check_positions(type(model).__name__, getattr(model, "config", None), prompt, tokens)
     ids = prompt_ids(vocabulary([model]), batch, prompt)
     gc.collect()
     torch.cuda.synchronize(device)
@@ -128,7 +128,7 @@ def _alone(
 ) -> int:
     config = models.read_config(Path(folder), trust_remote_code=trust_remote_code)
     twin = models.build_twin(config, trust_remote_code=trust_remote_code)  # imports what loading would import
-    check_positions(name, twin, prompt, tokens)
+    check_positions(name, config, prompt, tokens)
     ids = prompt_ids(vocabulary([twin]), batch, prompt)
     settings = Training(device="cpu", dtype=dtype)
     _touch_libraries(DTYPES[settings.dtype or "float32"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,10 +66,10 @@ class OfText:
         )
         sums, counts = [], []
         for part in made.parts():
-            some = window_losses(model, made.at(part))
+            told_of = partial(_counted, progress, part.start, len(made))
+            some = window_losses(model, made.at(part), progress=told_of)
             sums.append(some[0])
             counts.append(some[1])
-            progress(min(part.stop, len(made)), len(made))
         total, told = torch.cat(sums).numpy(), torch.cat(counts).numpy()
         nll = float(total.sum() / told.sum())
         if not math.isfinite(nll):
@@ -79,7 +80,7 @@ class OfText:
         result = {
             "nll": nll,
             "error": error,
-            "perplexity": exponential(nll),
+            "perplexity": known(exponential(nll)),
             "bits_per_byte": nll * bits,
             "bits_error": None if error is None else error * bits,
             "tokens": int(told.sum()),
@@ -100,3 +101,8 @@ class OfText:
         errors = [each.result["bits_error"] for each in (first, other)]
         error = None if None in errors else math.hypot(*errors)
         return {"paired": False, "bits_per_byte": bits, "error": error, "noise": noise(bits, error)}
+
+
+def _counted(progress: Told, before: int, every: int, done: int, _: int) -> None:
+    """How far a part of the windows is, as how far all are."""
+    progress(before + done, every)

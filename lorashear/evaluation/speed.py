@@ -37,6 +37,10 @@ class Cost:
     spread: float | None  # of decode, from the first quartile to the third, as a share of its median; None of one round
     prefill_ratio: float  # to the first model; over 1 is faster
     decode_ratio: float
+    prefill_noise: (
+        bool | None
+    )  # whether half of the rounds' ratios lie around 1; None of fewer than two rounds, or of the first model
+    decode_noise: bool | None
     limit: (
         float  # the most that decode_ratio can be where memory bounds it: bytes read by the first model over this one's
     )
@@ -113,6 +117,14 @@ def spread(rates: Sequence[float]) -> float | None:
     return (upper - lower) / middle
 
 
+def around_one(ratios: Sequence[float]) -> bool | None:
+    """Whether 1 lies between the first quartile of ratios and the third; None of fewer than two."""
+    if len(ratios) < 2:
+        return None
+    lower, _, upper = statistics.quantiles(ratios, method="inclusive")
+    return lower <= 1 <= upper
+
+
 @dataclass(frozen=True)
 class _Timed:
     """A run whose cache is gone, since the next model needs the memory."""
@@ -134,6 +146,8 @@ def _cost(
     batch, prompt = ids.shape
     pairs = list(zip(first, runs, strict=True))
     rates = [batch * tokens / each.rest for each in runs]
+    firsts = [other.first / own.first for other, own in pairs]
+    rests = [other.rest / own.rest for other, own in pairs]
     return Cost(
         name=name,
         batch=batch,
@@ -144,8 +158,10 @@ def _cost(
         prefill=statistics.median(batch * prompt / each.first for each in runs),
         decode=statistics.median(rates),
         spread=spread(rates),
-        prefill_ratio=statistics.median(other.first / own.first for other, own in pairs),
-        decode_ratio=statistics.median(other.rest / own.rest for other, own in pairs),
+        prefill_ratio=statistics.median(firsts),
+        decode_ratio=statistics.median(rests),
+        prefill_noise=None if runs is first else around_one(firsts),
+        decode_noise=None if runs is first else around_one(rests),
         limit=1.0,
         weight_bytes=weight_bytes(model),
         read_bytes=read_bytes(model, batch=batch, cache=runs[-1].cache or 0),
@@ -190,4 +206,4 @@ def _check(
     if warm_up < 0:
         raise LorashearError(f"warm_up is {warm_up}; it is a number of rounds, 0 or more")
     for name, model in models.items():
-        check_positions(name, model, prompt, tokens)
+        check_positions(name, getattr(model, "config", None), prompt, tokens)

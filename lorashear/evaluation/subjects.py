@@ -21,6 +21,7 @@ from lorashear.errors import LorashearError
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.lora import held_in
+from lorashear.windows_file import tokenizer_content
 
 
 def short(names: Sequence[str]) -> list[str]:
@@ -39,7 +40,6 @@ class Subject:
     module: nn.Module | None
     tokenizer: PreTrainedTokenizerBase | None
     """Of a module; that of a folder lies in it."""
-    revision: str | None
     trust_remote_code: bool
 
     @classmethod
@@ -53,10 +53,10 @@ class Subject:
                 raise LorashearError(
                     f"{type(model).__name__} has no config: a language model of transformers is needed"
                 )
-            return cls(type(model).__name__, None, model, tokenizer, None, trust_remote_code)
+            return cls(type(model).__name__, None, model, tokenizer, trust_remote_code)
         folder = checkpoint.resolve(model, revision)
         Checkpoint.open(folder)
-        return cls(str(model), folder, None, None, revision, trust_remote_code)
+        return cls(str(model), folder, None, None, trust_remote_code)
 
     @cached_property
     def config(self) -> Any:
@@ -69,30 +69,36 @@ class Subject:
     @property
     def positions(self) -> int | None:
         """How many tokens it can read at once; None where its config does not say."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return models.positions(self.config)
 
     @cached_property
     def reader(self) -> PreTrainedTokenizerBase:
         """Its tokenizer. Raises LorashearError where there is none."""
         if self.folder is not None:
-            return read_tokenizer(self.folder)
+            return read_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
         if self.tokenizer is None:
             raise LorashearError(f"{self.name} is in memory, and its tokenizer is not: pass tokenizer")
         return self.tokenizer
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of config, names and weights, of an adapter beside it too; of a module, of its state as it is."""
+        """A hash of config, names and weights, of modelling code and an adapter beside them too; of a module, of its state as it is."""
         if self.folder is None:
             assert self.module is not None
-            found = hashlib.sha256()
+            found = hashlib.sha256(self.config.to_json_string().encode())
             for name, value in self.module.state_dict().items():
                 found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
             return found.hexdigest()
         known = [Checkpoint.open(self.folder).identity()]
         known += [held_in(self.adapter).identity()] if self.adapter else []
+        known += [hashlib.sha256(code.read_bytes()).hexdigest() for code in sorted(self.folder.glob("*.py"))]
         return hashlib.sha256("".join(known).encode()).hexdigest()
+
+    @cached_property
+    def reads(self) -> str:
+        """A hash of all that its tokenizer is."""
+        return tokenizer_content(self.reader)
 
     @property
     def adapter(self) -> Path | None:
@@ -113,13 +119,20 @@ class Subject:
         model = working_copy(self.folder, settings=settings, trust_remote_code=self.trust_remote_code)
         return adapters.carrying(model, self.adapter) if self.adapter else model
 
-    def about(self, model: nn.Module) -> dict[str, Any]:
-        """For the report; ``model`` is the loaded one."""
+    @property
+    def commit(self) -> str | None:
+        """Of a hub id: what was read, which is what its folder in the hub's cache is called."""
+        return self.folder.name if self.folder and self.folder.parent.name == "snapshots" else None
+
+    def about(self, model: nn.Module, judged: bool) -> dict[str, Any]:
+        """For the report; ``model`` is the loaded one, and ``judged`` says that it read text."""
         config = self.config.get_text_config()
         return {
             "name": self.name,
-            "revision": self.revision,
+            "in_memory": self.folder is None,
+            "commit": self.commit,
             "sha256": self.sha256,
+            "tokenizer": self.reads if judged else None,
             "adapter": self.adapter is not None,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "bytes": self.bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from lorashear.report import columns
 Report = Mapping[str, Any]
 NOISY, CHANCE = "≈", "°"
 LEGEND = {
-    NOISY: f"{NOISY} within noise: less than {NOISE} standard errors of the difference",
-    CHANCE: f"{CHANCE} at chance level: no more than {NOISE} standard errors above it",
+    NOISY: f"{NOISY} within noise: less than {NOISE} standard errors of the difference; of speed, half of the rounds lie around 1",
+    CHANCE: f"{CHANCE} at chance level: no more than {NOISE} of its standard errors above guessing",
 }
 DASH = "–"
 
@@ -43,8 +44,8 @@ def markdown(report: Report) -> str:
     """For a model card."""
     head, *lines = _cells(report)
     ruled = ["---", *("---:" for _ in head[1:])]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ruled, *lines])
-    return "\n".join([table, "", *(f"* {note}" for note in notes(report))])
+    marked = [[cell.replace("|", r"\|") for cell in line] for line in (head, ruled, *lines)]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in marked), "", *(f"* {note}" for note in notes(report))])
 
 
 def _cells(report: Report) -> list[list[str]]:
@@ -80,12 +81,12 @@ def _sizes(report: Report, what: str, said: Callable[[int], str]) -> Row | None:
 
 def _perplexity(figure: Mapping[str, Any]) -> list[Row]:
     name, results, differences = figure["name"], figure["results"], figure["differences"]
-    values = [_off(f"{r['perplexity']:,.3f}", r["error"], lambda e, r=r: f"{r['perplexity'] * e:.3f}") for r in results]
+    values = [_perplexed(result["perplexity"], result["error"]) for result in results]
     bits = [_off(f"{r['bits_per_byte']:.3f}", r["bits_error"], "{:.3f}".format) for r in results]
     grown, more = [], []
     for d in differences:
         known = d is not None and d["paired"]
-        grown.append(_changed(_percent(_grown(d["nll"])), d, lambda e: f"{100 * e:.1f}") if known and d else DASH)
+        grown.append(_changed(_percent(_grown(d["nll"])), d, partial(_points, d["nll"])) if known and d else DASH)
         bits_off = {**d, "error": None} if known and d else d
         more.append(_changed(f"{d['bits_per_byte']:+.3f}", bits_off or {}, "{:.3f}".format) if d else DASH)
     return [Row(f"{name}: perplexity", values, grown), Row(f"{name}: bits a byte", bits, more)]
@@ -135,16 +136,19 @@ def _harness(figure: Mapping[str, Any]) -> list[Row]:
 def _speed(figure: Mapping[str, Any]) -> list[Row]:
     results, name = figure["results"], figure["name"]
     rows = [
-        ("decode, tokens/s", "decode", "{:,.1f}".format),
-        ("prefill, tokens/s", "prefill", "{:,.0f}".format),
-        ("time to first token", "time_to_first_token", lambda seconds: f"{1000 * seconds:,.1f} ms"),
-        ("KV cache", "cache_bytes", _size),
-        ("peak memory", "peak_bytes", _size),
+        ("decode, tokens/s", "decode", "decode_noise", "{:,.1f}".format),
+        ("prefill, tokens/s", "prefill", "prefill_noise", "{:,.0f}".format),
+        ("time to first token", "time_to_first_token", "prefill_noise", lambda seconds: f"{1000 * seconds:,.1f} ms"),
+        ("KV cache", "cache_bytes", None, _size),
+        ("peak memory", "peak_bytes", None, _size),
     ]
     found = []
-    for what, key, said in rows:
+    for what, key, noisy, said in rows:
         values = [DASH if r[key] is None else said(r[key]) for r in results]
-        ratios = [DASH if d is None or d[key] is None else f"{d[key]:.2f}×" for d in figure["differences"]]
+        ratios = []
+        for d in figure["differences"]:
+            mark = f" {NOISY}" if d and noisy and d[noisy] else ""
+            ratios.append(DASH if d is None or d[key] is None else f"{d[key]:.2f}×{mark}")
         found.append(Row(f"{name}: {what}", values, ratios))
     return found
 
@@ -163,13 +167,24 @@ def _changed(said: str, difference: Mapping[str, Any], spelled: Callable[[float]
     return f"{_off(said, difference['error'], spelled)}{' ' + NOISY if difference['noise'] else ''}"
 
 
+def _perplexed(value: float | None, error: float | None) -> str:
+    if value is None or value >= 1e6:
+        return "over 10^300" if value is None else f"{value:.3g}"
+    return _off(f"{value:,.3f}", error, lambda e: f"{value * e:.3f}")
+
+
+def _points(nats: float, error: float) -> str:
+    """The standard error of a perplexity that is larger by such a factor, in percent of the first one."""
+    return f"{100 * math.exp(min(nats, 700.0)) * error:.1f}"
+
+
 def _grown(nats: float) -> float:
     """By what share a perplexity is larger whose logarithm is so much larger."""
     return math.expm1(min(nats, 700.0))
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+    return f"{100 * share:+.1f} %" if abs(share) < 1e4 else f"{100 * share:+.2e} %"
 
 
 def notes(report: Report) -> list[str]:
@@ -177,6 +192,8 @@ def notes(report: Report) -> list[str]:
     found = [_described(figure) for figure in report["figures"] if figure["kind"] in DESCRIBED]
     shown = "".join(cell for row in rows(report) for cell in (*row.values, *row.differences))
     made = report["made_with"]
+    apart = [each["name"] for each in report["figures"] for d in each["differences"] if d and d.get("paired") is False]
+    unpaired = f", but for {', '.join(dict.fromkeys(apart))}, where tokenizers differ" if apart else ""
     packages = ", ".join(
         f"{name} {made[name]}" for name in ("lorashear", "torch", "transformers", "lm_eval") if name in made
     )
@@ -187,7 +204,7 @@ def notes(report: Report) -> list[str]:
         *(line for line in found if line),
         f"models: {hashes}",
         f"{packages}, Python {made['python']}, {made['machine']}, {made['device']}, {made['threads']} threads; seed {report['asked']['seed']}",
-        "± is a standard error; a difference is of the same items or windows",
+        "± is a standard error; differences are of the same items and windows" + unpaired,
         *(said for mark, said in LEGEND.items() if mark in shown),
     ]
 
@@ -206,7 +223,9 @@ def _of_text(figure: Mapping[str, Any]) -> str:
 def _of_suite(figure: Mapping[str, Any]) -> str:
     source = figure["data"]
     where = Path(source["file"]).name if "file" in source else source["dataset"]
-    return f"{figure['name']}: {figure['items']:,} items of {where}, chance {100 * figure['chance']:.0f} %, sha256 {source['sha256'][:12]}, by {figure['by']}"
+    cut = max((result.get("truncated") or 0 for result in figure["results"]), default=0)
+    short = f", {cut:,} choices cut to what the model can read" if cut else ""
+    return f"{figure['name']}: {figure['items']:,} items of {where}, chance {100 * figure['chance']:.0f} %, sha256 {source['sha256'][:12]}, by {figure['by']}{short}"
 
 
 def _of_task_file(figure: Mapping[str, Any]) -> str:
@@ -218,9 +237,11 @@ def _of_runs(figure: Mapping[str, Any]) -> str:
         f"{figure['name']}: {figure['prompt']:,} tokens read and {figure['tokens']:,} told in each row, medians of "
         f"{figure['rounds']} rounds in which every model ran once, after {figure['warm_up']} that did not count"
     )
-    wide = max((result["spread"] or 0.0 for result in figure["results"]), default=0.0)
+    spreads = [result["spread"] for result in figure["results"] if result["spread"] is not None]
+    if spreads:
+        said += f"; the middle half of a model's decoding rounds is as wide as {100 * max(spreads):.0f} % of their median, at most"
     explained = [each["explained"] for each in figure["differences"] if each]
-    return " ".join([f"{said}; half of all decoding rounds lie within {100 * wide:.0f} % of their median.", *explained])
+    return " ".join([f"{said}.", *explained])
 
 
 MADE: Mapping[str, Callable[[Mapping[str, Any]], list[Row]]] = {

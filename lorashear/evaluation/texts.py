@@ -19,9 +19,12 @@ from lorashear import data, subsets
 from lorashear.corpus import Corpus
 from lorashear.documents import read_texts, whole_text
 from lorashear.errors import LorashearError
+from lorashear.sampling import PIECE_CHARACTERS
 from lorashear.subsets import Source
 from lorashear.windows_file import CHARACTERS_PER_TOKEN
 
+WHOLE_BYTES = 16 << 20
+"""Of a file that a tokenizer reads at once, which takes some hundred times as much memory."""
 WINDOWS_AT_ONCE = 256
 """Of overlapping windows, which are made when they are scored."""
 
@@ -102,11 +105,12 @@ def texts(
     limit: int | None,
     seed: int,
     *,
-    whole: bool = True,
+    packed: bool = True,
 ) -> list[Text]:
     """Every text that is given, each by itself: under its name, or that of its file.
 
-    A .txt file is one document, ``whole``, as the literature has it; or it has documents between blank lines, as in training.
+    ``packed``, a .txt file of 16 MB or less is one document, as the literature has it; else its documents are between blank lines, as in
+    training.
 
     Text of 256 MB or less is read whole, where no ``limit`` of windows is set; of more, and of a hub's datasets, so many documents,
     drawn by the seed, as fill that many windows.
@@ -119,37 +123,49 @@ def texts(
         corpus = Corpus.of(sources)
         wanted = (limit or 0) * context
         if corpus.fits:
-            documents = _read(corpus, whole)
+            documents = _read(corpus, packed)
             if limit is not None:
                 random = np.random.default_rng(seed)
-                documents = [documents[i] for i in data.drawn(documents, wanted * data.CHARACTERS_PER_TOKEN, random)]
+                some = (
+                    data.drawn(documents, wanted * data.CHARACTERS_PER_TOKEN, random)
+                    if packed
+                    else _few(documents, limit, random)
+                )
+                documents = [documents[index] for index in some]
         elif limit is None:
             raise LorashearError(
                 f"{', '.join(map(str, sources))} is too large to be evaluated whole: say how many windows (--limit N)"
             )
         else:
-            documents = _sampled(corpus, wanted * CHARACTERS_PER_TOKEN, seed)
+            documents = _sampled(corpus, wanted * CHARACTERS_PER_TOKEN if packed else None, limit, seed)
         found.append(Text(name, tuple(map(str, sources)), tuple(documents)))
     return found
 
 
-def _sampled(corpus: Corpus, characters: int, seed: int) -> list[str]:
-    """Documents from all over a corpus, with so many characters or some more, where there are as many."""
+def _few(documents: Sequence[str], limit: int, random: np.random.Generator) -> list[int]:
+    """So many of the documents, or all, in order."""
+    return sorted(random.permutation(len(documents))[:limit].tolist())
+
+
+def _sampled(corpus: Corpus, characters: int | None, limit: int, seed: int) -> list[str]:
+    """Documents from all over a corpus: with so many characters or some more, where there are as many, or ``limit`` documents."""
     found: list[str] = []
-    with closing(corpus.sample(seed).calls(characters)) as calls:
+    with closing(corpus.sample(seed).calls(characters or limit * PIECE_CHARACTERS)) as calls:
         for document in chain.from_iterable(calls):
             found.append(document)
-            characters -= len(document)
-            if characters <= 0:
+            if characters is not None:
+                characters -= len(document)
+            if len(found) >= limit if characters is None else characters <= 0:
                 break
     return found
 
 
-def _read(corpus: Corpus, whole: bool) -> list[str]:
+def _read(corpus: Corpus, packed: bool) -> list[str]:
     """All documents of files, in order."""
     found: list[str] = []
     for file in corpus.files:
-        found += [whole_text(file)] if whole and file.suffix.lower() == ".txt" else read_texts([file])
+        whole = packed and file.suffix.lower() == ".txt" and file.stat().st_size <= WHOLE_BYTES
+        found += [whole_text(file)] if whole else read_texts([file])
     return found
 
 

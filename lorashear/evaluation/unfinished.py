@@ -1,50 +1,56 @@
-"""What a run that was stopped has found already, so that the same one goes on from there."""
+"""What a run that was stopped has found already, so that the same one, or one like it, goes on from there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from lorashear import cache
 from lorashear.checkpoint import json_object
-from lorashear.evaluation.asked import Asked
 from lorashear.evaluation.measures import Finding, Measure
 from lorashear.evaluation.subjects import Subject
 from lorashear.folder import write_json
 from lorashear.output import output_file
 
+DAYS = 30
+"""After which nobody goes on."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Unfinished:
-    """In a folder of the cache, which is gone when the run has ended: what is reported was computed by the run that reports it, or by
-    one that was stopped before it."""
+    """Files of the cache, which are gone when the run has ended: what is reported was found by the run that reports it, or by one that
+    was stopped before it. ``made_with`` is what computes, and how."""
 
-    folder: Path
+    made_with: Any
+    _files: list[Path] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, asked: Asked, subjects: Sequence[Subject], measures: Sequence[Measure], made_with: Any) -> Self:
-        """Found by all that decides what will be found: what is asked for, weights, data and versions."""
-        known = [asdict(asked), [each.sha256 for each in subjects], [each.about for each in measures], made_with]
+    def __post_init__(self) -> None:
+        self._folder = cache.folder() / "evaluations"
+        cache.check_room(self._folder, 1 << 20, "what was found", "ask for less")
+        for old in self._folder.glob("*.json"):
+            if time.time() - old.stat().st_mtime > 86400 * DAYS:
+                old.unlink(missing_ok=True)
+
+    def finding(self, subject: Subject, measure: Measure, find: Callable[[], Finding]) -> Finding:
+        """What was found before of the same weights, tokenizer and data, or else what is found now."""
+        known = [subject.sha256, subject.reads, subject.trust_remote_code, measure.about, self.made_with]
         name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-        return cls(cache.folder() / "evaluations" / name)
-
-    def finding(self, model: int, measure: int, find: Callable[[], Finding]) -> Finding:
-        """What was found before, or else what is found now."""
-        path = self.folder / f"{model}-{measure}.json"
+        path = self._folder / f"{name}.json"
+        self._files.append(path)
         if path.exists():
             held = json_object(path.read_bytes(), f"'{path}'")
             return Finding(held["result"], held["each"])
         found = find()
-        cache.check_room(self.folder, 100 * sum(map(len, found.each.values())), "what was found", "ask for less")
         with output_file(path, overwrite=True) as work:
             write_json(work, asdict(found))
         return found
 
     def done(self) -> None:
         """Nothing is left to go on with."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self._files:
+            path.unlink(missing_ok=True)
