@@ -136,7 +136,7 @@ def test_a_text_is_named_and_read_whole_or_in_part(folder: Path, text: Path, tmp
     with pytest.raises(LorashearError, match="twice"):
         texts([note, note], 8, None, 0)
     assert texts([note], 8, None, 0)[0].documents == ("w1 w2\n\nw3 w4\n",)
-    assert texts([note], 8, None, 0, whole=False)[0].documents == ("w1 w2", "w3 w4")
+    assert texts([note], 8, None, 0, packed=False)[0].documents == ("w1 w2", "w3 w4")
     (few,) = texts([text], 8, 2, 0)
     assert 1 <= len(few.documents) < 40 and few.documents == texts([text], 8, 2, 0)[0].documents
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -150,12 +150,27 @@ def test_a_text_is_named_and_read_whole_or_in_part(folder: Path, text: Path, tmp
     assert bool((alone.at(slice(None))[:, 0] == 0).all())
 
 
+def test_documents_apart_are_paragraphs_and_as_many_as_asked_for(folder: Path, text: Path, tmp_path: Path) -> None:
+    note, ask = tmp_path / "note.txt", {"packed": False, "context": 16}
+    note.write_text("\n\n".join(f"w{i} w{i + 1} w{i + 2}" for i in range(20)))
+    figure = figure_of(lorashear.evaluate(folder, text=note, **ask).report, "note.txt")
+    assert (figure["data"]["documents"], figure["results"][0]["windows"], figure["results"][0]["tokens"]) == (
+        20,
+        20,
+        60,
+    )
+    figure = figure_of(lorashear.evaluate(folder, text=text, limit=30, **ask).report, "text.jsonl")
+    assert (figure["data"]["documents"], figure["results"][0]["windows"]) == (30, 30)
+
+
 def test_text_that_memory_does_not_hold_is_sampled(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorashear.corpus.MEMORY_BYTES", 1000)
     with pytest.raises(LorashearError, match=r"text.jsonl is too large to be evaluated whole: say how many windows"):
         lorashear.evaluate(folder, text=text, context=16)
     figure = figure_of(lorashear.evaluate(folder, text=text, context=16, limit=5).report, "text.jsonl")
     assert figure["results"][0]["windows"] == 5 and figure["data"]["documents"] < 40
+    apart = lorashear.evaluate(folder, text=text, context=16, limit=7, packed=False).report
+    assert figure_of(apart, "text.jsonl")["results"][0]["windows"] == 7
 
 
 def test_models_side_by_side(folder: Path, pruned: Path, text: Path, items: Path, tmp_path: Path) -> None:
@@ -176,7 +191,8 @@ def test_models_side_by_side(folder: Path, pruned: Path, text: Path, items: Path
         for result in figure["results"]:
             share, error = result["accuracy"], result["accuracy_error"]
             assert error == pytest.approx(math.sqrt(share * (1 - share) / (figure["items"] - 1)))
-            assert result["accuracy_at_chance"] == (share - NOISE * error <= 0.25)
+            guessing = math.sqrt(0.25 * 0.75 / figure["items"])
+            assert result["accuracy_at_chance"] == (share <= 0.25 + NOISE * guessing)
     for kind in ("accuracy", "normalised"):
         assert mean["results"][2][kind] == pytest.approx((first["results"][2][kind] + second["results"][2][kind]) / 2)
     assert mean["differences"][2]["accuracy_error"] == pytest.approx(
@@ -261,6 +277,70 @@ def test_a_model_in_memory_and_an_adapter_beside_a_result(folder: Path, text: Pa
     assert bare["models"][0]["sha256"] != report["models"][0]["sha256"]
 
 
+def test_the_error_of_a_difference_is_in_its_own_unit() -> None:
+    """A perplexity that is e times as large, ± a hundredth of a nat: 171.8 % more, ± 2.7 points."""
+    results = [{"nll": 1.0, "perplexity": math.e, "error": 0.01, "bits_per_byte": 1.0, "bits_error": 0.01}] * 2
+    difference = {"paired": True, "nll": 1.0, "error": 0.01, "bits_per_byte": 0.5, "noise": False}
+    figure = {"kind": "perplexity", "name": "text", "results": results, "differences": [None, difference]}
+    models = [{"name": name, "parameters": 1, "bytes": 1} for name in "ab"]
+    (row,) = [row for row in table.rows({"models": models, "figures": [figure]}) if row.label == "text: perplexity"]
+    assert row.differences == ["–", "+171.8 % ±2.7"]
+
+
+def test_what_is_no_number_is_no_figure(folder: Path, text: Path, items: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    model, tokenizer = model_and_tokenizer(folder)
+    model.model.norm.weight.data[0] = math.nan
+    model.save_pretrained(broken)
+    tokenizer.save_pretrained(broken)
+    for ask in (
+        {"text": text, "context": 16},
+        {"tasks": items / "first.jsonl"},
+        {"tasks": items / "first.jsonl", "harness": True},
+    ):
+        with pytest.raises(LorashearError, match="its weights are not finite"):
+            lorashear.evaluate(broken, **ask)
+
+
+def test_the_harness_and_task_files(
+    folder: Path, pruned: Path, items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the harness the same figures; a task of a user's own beside them, known by all that it is made of; reproduced."""
+    task, helper = tmp_path / "mine.yaml", tmp_path / "help.py"
+    helper.write_text("def asked(row):\n    return row['query']\n")
+    (tmp_path / "items.jsonl").write_text((items / "first.jsonl").read_text())
+    task.write_text(
+        "task: mine\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        "dataset_kwargs:\n  data_files:\n    test: items.jsonl\n"
+        "doc_to_text: !function help.asked\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+    )
+    first = items / "first.jsonl"
+    own = lorashear.evaluate([folder, pruned], tasks=first).report["figures"][0]
+    found = lorashear.evaluate([folder, pruned], tasks=[first, task], harness=True)
+    theirs, mine = found.report["figures"]
+    for one, other in zip(own["results"], theirs["results"], strict=True):
+        assert {name: other[name] for name in other} == {name: one[name] for name in other}
+    assert own["differences"] == theirs["differences"] and theirs["by"] == "lm_eval"
+    for one, result in zip(own["results"], mine["results"], strict=True):
+        assert result["metrics"] == {"acc": one["accuracy"], "acc_norm": one["normalised"]}
+        assert result["errors"]["acc"] == pytest.approx(one["accuracy_error"])
+    assert mine["differences"][1]["errors"]["acc"] == pytest.approx(own["differences"][1]["accuracy_error"])
+    assert (mine["data"]["split"], mine["seed"]) == ("test", 1234)
+    assert any(line.startswith("mine: acc_norm") for line in str(found).splitlines())
+    found.save(tmp_path / "report.json")
+    before, again = compared(tmp_path / "report.json")
+    assert verdict(before, again.report) is None
+    helper.write_text("def asked(row):\n    return 'w1'\n")
+    changed = lorashear.evaluate(folder, tasks=task, harness=True).report["figures"][0]
+    assert changed["data"]["sha256"] != mine["data"]["sha256"]
+    (tmp_path / "other").mkdir()
+    shutil.copy(first, tmp_path / "other" / "first.jsonl")
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(LorashearError, match=r"pip install 'lorashear\[eval\]'"):
+        lorashear.evaluate(folder, tasks=first, harness=True)
+
+
 def test_a_stopped_run_goes_on(
     folder: Path, pruned: Path, text: Path, items: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +367,31 @@ def test_a_stopped_run_goes_on(
     assert not any(kept.iterdir())
     lorashear.evaluate([folder, pruned], **ask)
     assert ran[3:] == [str(folder), str(pruned)]  # what a run that ended has found is not taken from anywhere
+
+
+def test_a_run_goes_on_with_nothing_that_was_found_of_another_tokenizer(
+    folder: Path, pruned: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    of = OfText.of
+    monkeypatch.setattr(
+        OfText, "of", lambda self, subject, *rest: stop() if subject.name != str(mine) else of(self, subject, *rest)
+    )
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lorashear.evaluate([mine, pruned], text=text, context=32)
+    content = json.loads((mine / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": r"w|\d"}, "behavior": "Isolated", "invert": False}
+    (mine / "tokenizer.json").write_text(json.dumps(content))
+    monkeypatch.undo()
+    fresh = lorashear.evaluate(mine, text=text, context=32).report
+    again = lorashear.evaluate([mine, pruned], text=text, context=32).report
+    assert again["figures"][0]["results"][0] == fresh["figures"][0]["results"][0]
+    assert again["models"][0]["tokenizer"] != again["models"][1]["tokenizer"]
 
 
 def test_a_report_is_reproduced_or_not(
@@ -324,10 +429,27 @@ def test_a_report_is_reproduced_or_not(
     code, shown = again(pruned, pruned)
     assert code == 1 and "weights" in shown
     assert again(folder)[0] == 2
-    for broken in ({}, {**report, "format": 99}):
+    asked, figure = report["asked"], report["figures"][0]
+    for broken in (
+        {},
+        {**report, "format": 99},
+        {**report, "asked": {**asked, "more": 1}},
+        {**report, "models": report["models"][:1]},
+        {**report, "models": [1, 2]},
+        {**report, "figures": [{**figure, "results": figure["results"][:1]}]},
+        {**report, "figures": [{**figure, "kind": "none"}]},
+    ):
         write_json(tmp_path / "broken.json", broken)
-        with pytest.raises(LorashearError, match="is no report of lorashear eval"):
+        with pytest.raises(LorashearError, match="is no whole report of lorashear eval"):
             compared(tmp_path / "broken.json")
+    write_json(tmp_path / "broken.json", {**report, "figures": report["figures"][:1]})
+    with pytest.raises(LorashearError, match="has other figures than what it asks for gives"):
+        compared(tmp_path / "broken.json")
+    code, shown = again("--context", 16)
+    assert code == 2 and "--context would change that" in shown
+    (tmp_path / "moved").mkdir()
+    data.rename(tmp_path / "moved" / "data.jsonl")
+    assert again("--text", tmp_path / "moved" / "data.jsonl")[0] == 0
     with pytest.raises(LorashearError, match="is no file"):
         compared(tmp_path / "none.json")
 
@@ -376,6 +498,8 @@ def test_the_command(
     speed = figure_of(report, "batch 2")
     assert speed["differences"][1]["decode"] > 0 and speed["results"][0]["cache_bytes"] == 2 * 2 * 2 * 4 * 8 * 10 * 4
     assert speed["results"][1]["weight_bytes"] < speed["results"][0]["weight_bytes"]
+    code, _, error = told(folder, folder, "--text", text, "--context", 32, "--card")
+    assert code == 2 and "none is among the models" in error
     code, _, error = told(*ask, "--out", out)
     assert code == 2 and "report.json" in error and json.loads(out.read_text()) == report
     code, shown, _ = told(folder, "--text", text, "--context", 32, "--json")
@@ -404,6 +528,9 @@ def test_the_command(
         ((folder, "--speed", "--prompt", 60, "--new-tokens", 10), "positions"),
         ((folder, "--text", text, "--card"), "none is among the models"),
         ((folder, "--text", text, "--context", 8, "--dtype", "int8"), "dtype is int8"),
+        ((folder, "--speed", "--batches", "1,1"), "several different ones"),
+        ((folder, "--speed", "--rounds", 0), "rounds is 0"),
+        ((folder, "--tasks", f"{items / 'first.jsonl'}", "--text", f"first={text}"), "are called first"),
     ):
         code, shown, error = told(*words)
         lines = [line for line in error.splitlines() if line.startswith("lorashear: ")]

@@ -217,8 +217,15 @@ class TestBytes:
 def cost(name: str, decode: float, ratio: float, read: int, limit: float) -> Cost:
     given = {"batch": 1, "prompt": 8, "tokens": 4, "rounds": 3, "time_to_first_token": 1.0, "prefill": 8.0}
     given |= {"spread": 0.0, "prefill_ratio": 1.0, "weight_bytes": read, "cache_bytes": 0, "no_peak": None}
+    given |= {"prefill_noise": None, "decode_noise": None}
     given |= {"name": name, "decode": decode, "decode_ratio": ratio, "read_bytes": read, "limit": limit}
     return Cost(**given, peak_bytes=None)
+
+
+def test_a_ratio_is_noise_where_half_of_the_rounds_lie_around_one() -> None:
+    assert speed.around_one([0.9, 1.0, 1.1, 1.3]) and speed.around_one([0.5, 1.5])
+    assert speed.around_one([1.5, 1.6, 0.9, 1.7, 1.4]) is False and speed.around_one([0.8, 0.9, 0.7]) is False
+    assert speed.around_one([1.2]) is None
 
 
 class TestExplaining:

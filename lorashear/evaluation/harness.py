@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import json
 import logging
@@ -64,7 +65,9 @@ class HarnessTask:
 def check_installed() -> None:
     """Raises LorashearError, with how to install it, where the harness is not there."""
     try:
-        import lm_eval.models.huggingface  # noqa: F401
+        with _quiet(False):
+            for name in ("api.task", "evaluator", "models.huggingface"):
+                importlib.import_module(f"lm_eval.{name}")
     except ImportError as error:
         raise LorashearError(f"lm-evaluation-harness is not there ({error}); {INSTALL}") from error
 
@@ -194,8 +197,8 @@ def _evaluated(
     """What the harness's own `evaluate` gives back; what it stores goes into ``folder``."""
     if limit is not None and limit < 1:
         raise LorashearError(f"limit is {limit}; ask for 1 item or more")
+    check_installed()
     with _quiet(progress), evaluating(model) as device, seeded(SEED, device):
-        check_installed()
         from lm_eval.api.task import ConfigurableTask
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
