@@ -69,7 +69,7 @@ def _writer(path: Path) -> Callable[[networkx.MultiDiGraph[str], Path], object]:
 def _write_graphml(graph: networkx.MultiDiGraph[str], path: Path) -> None:
     import networkx
 
-    networkx.write_graphml(graph, str(path))
+    networkx.write_graphml_xml(graph, str(path))  # not lxml's writer, which comes where that is installed
 
 
 def _write_dot(graph: networkx.MultiDiGraph[str], path: Path) -> None:

@@ -215,7 +215,7 @@ def windows(
             )
         rows = joined.unfold(0, context, stride)
     else:
-        rows = data.padded(runs, context)
+        rows = data.padded(runs, min(context, max(map(len, runs), default=0)))
         if not len(rows):
             raise LorashearError(f"the text {text.name} has no document of two tokens or more; give more text")
     chosen = torch.arange(len(rows))
