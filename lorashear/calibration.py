@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from lorashear import data, likelihood, models
+from lorashear import data, likelihood
 from lorashear.config import Settings, Training
 from lorashear.corpus import Corpus
+from lorashear.declared import positions
 from lorashear.errors import LorashearError
 from lorashear.instructions import instruction_windows
 from lorashear.stages import Progress
@@ -197,7 +198,7 @@ def held_out(rows: torch.Tensor, seed: int) -> Subset:
 
 def window_length(config: PreTrainedConfig, settings: Training) -> int:
     """Tokens in a window. Raises LorashearError where the model does not have as many positions."""
-    most = models.positions(config) or 512
+    most = positions(config) or 512
     length = settings.context or min(most, 512)
     if length > most:
         raise LorashearError(f"context is {length}, but the model's positions end at {most}")

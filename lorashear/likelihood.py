@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lorashear.data import inputs, told, wanted
+from lorashear.declared import vocabulary
 from lorashear.errors import LorashearError
 from lorashear.processes import Processes
 
@@ -149,4 +150,4 @@ def _vocabulary(model: nn.Module, windows: torch.Tensor) -> int:
     config: Any = getattr(model, "config", None)
     if config is None:
         return int(windows.max()) + 1
-    return int(config.get_text_config().vocab_size)
+    return vocabulary(config)

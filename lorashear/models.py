@@ -26,8 +26,6 @@ from lorashear_passes.groups import group
 from lorashear_passes.infer import RuleError, infer
 
 Model = str | Path | torch.nn.Module
-POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
-"""Where configs say how many tokens a model takes."""
 Inputs = Mapping[str, Any] | Sequence[Any] | torch.Tensor
 """Arguments of a forward: by name, in order, or the only one."""
 
@@ -44,13 +42,6 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
         raise LorashearError(
             f"{folder / 'config.json'} is not a config that transformers accepts: {_first(error)}"
         ) from error
-
-
-def positions(config: Any) -> int | None:
-    """How many tokens a model can read at once; None where its config does not say."""
-    inner = config.get_text_config()
-    found = (getattr(inner, name, None) for name in POSITIONS)
-    return next((int(said) for said in found if isinstance(said, int) and said > 0), None)
 
 
 def build_twin(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from lorashear.checkpoint import Checkpoint
 from lorashear.compiler import CompileResult
 from lorashear.config import Training
 from lorashear.data import tokens_in
+from lorashear.declared import vocabulary
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.folder import BESIDE
@@ -179,7 +180,7 @@ def _check_vocabulary(dense: Path, pruned: Path, trust_remote_code: bool) -> Non
     ours, theirs = (
         (
             read_tokenizer(folder).get_vocab(),
-            models.read_config(folder, trust_remote_code=trust_remote_code).get_text_config().vocab_size,
+            vocabulary(models.read_config(folder, trust_remote_code=trust_remote_code)),
         )
         for folder in (pruned, dense)
     )

@@ -15,6 +15,7 @@ from lorashear import adapters, attaching, budget, likelihood, sharding
 from lorashear.calibration import Windows, batches
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import HOW, Settings, Training
+from lorashear.declared import vocabulary
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
 from lorashear.processes import Processes
@@ -112,7 +113,7 @@ class Run:
 
     def batches(self, model: Any, windows: torch.Tensor) -> list[Batch]:
         """Windows as arguments of the model's forward."""
-        return batches(windows, int(model.config.get_text_config().vocab_size), self.settings.device)
+        return batches(windows, vocabulary(model.config), self.settings.device)
 
     def judged(self, model: Any) -> likelihood.Perplexity | None:
         """Perplexity on the windows that nothing else uses; None where there are none."""

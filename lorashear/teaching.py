@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorashear import cache
 from lorashear.data import PADDING, READ, ROWS_AT_ONCE, inputs, wanted
+from lorashear.declared import vocabulary
 from lorashear.errors import Fault
 from lorashear.likelihood import batch_size, evaluating
 from lorashear.output import NewFile, output_file
@@ -165,9 +166,9 @@ def remember(
     path = cache.folder() / "teacher" / f"{hashlib.sha256(asked + keys.tobytes()).hexdigest()}.topk"
     if not path.exists():
         model = dense()
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        id_bytes = 2 if vocabulary <= 1 << 16 else 4
-        k = min(k, vocabulary)
+        pieces = vocabulary(model.config)
+        id_bytes = 2 if pieces <= 1 << 16 else 4
+        k = min(k, pieces)
         fresh = np.zeros(len(every), bool)
         fresh[first] = True
         counts = np.concatenate([np.empty(0, START), *(counts for _, counts in listed)]) * fresh
@@ -183,12 +184,12 @@ def _records(
     model: Any, windows: Sequence[Tensor], fresh: np.ndarray, record: np.dtype, progress: Progress | None
 ) -> Iterator[np.ndarray]:
     """Of those windows of plain text that are ``fresh``, one after another."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
+    pieces = vocabulary(model.config)
     done, total, at = 0, int(fresh.sum()), 0
     for some in _plain(windows):
         chosen = some[torch.from_numpy(fresh[at : at + len(some)])]
         at += len(some)
-        for rows in chosen.split(batch_size(some.shape[1], vocabulary)):
+        for rows in chosen.split(batch_size(some.shape[1], pieces)):
             if len(rows):
                 yield _asked(model, rows, record)
                 done += len(rows)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lorashear import trainstate
 from lorashear.data import tokens_in, told
+from lorashear.declared import vocabulary
 from lorashear.errors import LorashearError
 from lorashear.likelihood import batch_size, mean_loss
 from lorashear.losses import losses
@@ -282,7 +283,7 @@ def _backward(
 ) -> dict[str, float]:
     """Add the gradients of this process's share of a step, in as many parts as keep the logits small; the share's losses by
     name, and all together."""
-    size = recipe.micro_batch or batch_size(rows.shape[1], _vocabulary(model))
+    size = recipe.micro_batch or batch_size(rows.shape[1], vocabulary(model.config))
     every = max(1, told(rows))
     found = dict.fromkeys((*FIGURES, *map(_known, FIGURES)), 0.0)
     for some, share in processes.dealt(rows, size):
@@ -325,7 +326,3 @@ def _added_up(parameters: list[torch.nn.Parameter], found: dict[str, float], pro
     for parameter, part in zip(some, together.split([p.numel() for p in some]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)
     return dict(zip(names, counted, strict=False))
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.config.get_text_config().vocab_size)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lorashear import models
 from lorashear.checkpoint import Checkpoint, resolve
+from lorashear.declared import vocabulary
 from lorashear.errors import LorashearError
 from lorashear.planning import lower
 from lorashear.plans import Plan
@@ -86,8 +87,8 @@ def _theorem(source: Checkpoint, groups: Groups, plan: Plan) -> str:
     """Zeroed equals removed, on the real weights in float32 and random tokens."""
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     small = pruned(model, model.config, groups, plan.removed)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    tokens = torch.randint(0, vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
+    pieces = vocabulary(model.config)
+    tokens = torch.randint(0, pieces, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         got = small(input_ids=tokens).logits
         want = _zeroed(model, groups, plan, tokens)

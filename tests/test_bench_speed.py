@@ -28,9 +28,9 @@ def test_half_of_a_shape_beside_it(
     assert pruned <= (1 - RATIO) * dense
     assert [(cost.name, cost.batch) for cost in costs] == [("dense", 1), ("pruned", 1), ("dense", 2), ("pruned", 2)]
     least = 2.0 if SHAPES[name]["tie_word_embeddings"] else 2.1  # of a table that is only looked up rows are read
-    assert costs[1].limit > 0.97 * least
+    assert costs[1].decode_bound > 0.97 * least
     cells = row(name, "bfloat16", costs[0], costs[1]).strip("| ").split(" | ")
     assert len(cells) == len(HEADS)
     assert cells[:3] == [name, "bfloat16", "1"]
-    assert cells[6] == f"{costs[1].limit:.2f}×"
+    assert cells[6] == f"{costs[1].decode_bound:.2f}×"
     assert cells[-1] == "1.5 MB → 0.7 MB"

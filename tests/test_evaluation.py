@@ -19,10 +19,11 @@ from conftest import WORDS
 from lorashear import cache
 from lorashear.cli import main
 from lorashear.errors import LorashearError
-from lorashear.evaluation import carding, table
-from lorashear.evaluation.measures import NOISE
+from lorashear.evaluation import accuracies, carding, choices, perplexities, table
+from lorashear.evaluation.measures import NOISE, Finding
 from lorashear.evaluation.perplexities import OfText
 from lorashear.evaluation.reproducing import compared, said, verdict
+from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.texts import texts, windows
 from lorashear.folder import write_json
 
@@ -277,6 +278,49 @@ def test_a_model_in_memory_and_an_adapter_beside_a_result(folder: Path, text: Pa
     assert bare["models"][0]["sha256"] != report["models"][0]["sha256"]
 
 
+def test_few_items_are_noise_even_where_they_all_say_the_same() -> None:
+    for count, few in ((5, True), (6, False)):
+        right = Finding({"accuracy": 1.0}, {"accuracy": [1.0] * count})
+        wrong = Finding({"accuracy": 0.0}, {"accuracy": [0.0] * count})
+        found = accuracies.compared(right, wrong)
+        assert found == {"accuracy": -1.0, "accuracy_error": 0.0, "accuracy_noise": few}
+
+
+def test_tokens_that_a_model_does_not_have_are_refused(folder: Path, text: Path, items: Path, tmp_path: Path) -> None:
+    """As where tokens were added to the tokenizer alone."""
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    config = json.loads((mine / "config.json").read_text())
+    tokenizer = json.loads((mine / "tokenizer.json").read_text())
+    word = next(iter(tokenizer["model"]["vocab"]))
+    tokenizer["model"]["vocab"][word] = config["vocab_size"]
+    (mine / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ask = tmp_path / "ask.txt", tmp_path / "asked.jsonl"
+    ask[0].write_text(f"{word} " * 40)
+    ask[1].write_text(json.dumps({"query": word, "choices": [word, f"{word} {word}"], "gold": 0}) + "\n")
+    for given in ({"text": ask[0], "context": 8}, {"tasks": ask[1]}, {"tasks": ask[1], "harness": True}):
+        with pytest.raises(LorashearError, match=r"^ask\S* has the token id \d+, and the model's ids end at \d+:"):
+            lorashear.evaluate(mine, **given)
+
+
+def test_each_model_of_a_hub_has_its_revision(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of two commits is reproduced from both."""
+    asked: list[Any] = []
+    of = Subject.of
+    monkeypatch.setattr(
+        Subject,
+        "of",
+        lambda model, **named: (
+            asked.append((str(model), named["revision"])),
+            of(folder, **{**named, "revision": None}),
+        )[1],
+    )
+    lorashear.evaluate(["me/one", "me/two"], revision=["a1", None], text=text, context=32)
+    assert asked == [("me/one", "a1"), ("me/two", None)]
+    with pytest.raises(LorashearError, match="^revision has 1 for 2 models"):
+        lorashear.evaluate(["me/one", "me/two"], revision=["a1"], text=text, context=32)
+
+
 def test_the_error_of_a_difference_is_in_its_own_unit() -> None:
     """A perplexity that is e times as large, ± a hundredth of a nat: 171.8 % more, ± 2.7 points."""
     results = [{"nll": 1.0, "perplexity": math.e, "error": 0.01, "bits_per_byte": 1.0, "bits_error": 0.01}] * 2
@@ -367,6 +411,47 @@ def test_a_stopped_run_goes_on(
     assert not any(kept.iterdir())
     lorashear.evaluate([folder, pruned], **ask)
     assert ran[3:] == [str(folder), str(pruned)]  # what a run that ended has found is not taken from anywhere
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_stopped_run_goes_on_within_a_text_and_a_task(
+    torn: bool, folder: Path, text: Path, items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows and items that were scored are not scored again, and a piece that was not written to its end is."""
+    monkeypatch.setattr("lorashear.evaluation.texts.TOKENS_AT_ONCE", 4 * 32)
+    monkeypatch.setattr(choices, "TOKENS_PER_BATCH", 8)
+    ask: dict[str, Any] = {"text": text, "tasks": items / "first.jsonl", "context": 32}
+    computed, least = [0, 0], [10**9, 10**9]
+    stop: list[int] = []
+
+    def counted(which: int, compute: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            if computed[which] == least[which]:
+                stop.append(which)
+                raise KeyboardInterrupt
+            computed[which] += 1
+            return compute(*args, **named)
+
+        return call
+
+    monkeypatch.setattr(perplexities, "window_losses", counted(0, perplexities.window_losses))
+    monkeypatch.setattr(choices, "_scored", counted(1, choices._scored))
+    whole = lorashear.evaluate(folder, **ask).report
+    every = list(computed)
+    assert min(every) > 3
+    kept = cache.folder() / "evaluations"
+    for which in (0, 1):
+        computed[:], least[which] = [0, 0], 2
+        with pytest.raises(KeyboardInterrupt):
+            lorashear.evaluate(folder, **ask)
+        least[which] = 10**9
+        if torn:
+            file = next(each for each in kept.glob("*.jsonl"))
+            file.write_text(file.read_text().rstrip()[:-3])
+    assert stop == [0, 1]
+    assert lorashear.evaluate(folder, **ask).report == whole
+    # in three runs: the text once, but for what was torn, and two batches of items before the stop
+    assert computed[1] == every[1] + torn and not any(kept.iterdir())
 
 
 def test_a_run_goes_on_with_nothing_that_was_found_of_another_tokenizer(
@@ -527,7 +612,11 @@ def test_the_command(
         ((folder, "--tasks", task), "let that run it"),
         ((folder, "--tasks", task, "--harness"), "missing.jsonl"),
         ((folder, "--tasks", "piqua"), "piqua is no task"),
-        ((folder, "--text", text, "--harness"), "the harness runs tasks"),
+        ((folder, "--text", text, "--harness"), "harness needs tasks"),
+        ((folder, "--text", text, "--items", items), "items needs tasks"),
+        ((folder, "--tasks", items / "first.jsonl", "--items", items), "none of .*first.jsonl is one: leave items out"),
+        ((folder, "--text", text, "--rounds", 9), "rounds needs speed"),
+        ((folder, "--speed", "--apart"), "apart needs text"),
         ((folder, "--speed", "--batches", "1;2"), "batches is '1;2'"),
         ((folder, "--speed", "--prompt", 60, "--new-tokens", 10), "positions"),
         ((folder, "--text", text, "--card"), "none is among the models"),

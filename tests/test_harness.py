@@ -168,16 +168,20 @@ def test_it_leaves_nothing_behind_and_says_nothing(
     assert not out and not err
 
 
-@pytest.mark.parametrize("progress", [False, True])
-def test_bars_are_shown_where_they_are_asked_for(
-    models: dict[str, Any],
-    tokenizer: Any,
-    suites: list[Suite],
-    capsys: pytest.CaptureFixture[str],
-    progress: bool,
+def test_it_is_quiet_and_tells_how_far_it_is(
+    models: dict[str, Any], tokenizer: Any, suites: list[Suite], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harness.score(models["dense"], tokenizer, suites[:1], limit=3, progress=progress)
-    assert ("Running loglikelihood requests: 100%" in capsys.readouterr().err) is progress
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        print(f"{done} of {total}", file=sys.stderr)
+
+    harness.score(models["dense"], tokenizer, suites[:1], limit=3, batch=2, progress=progress)
+    requests = sum(len(item.options) for item in suites[0].items[:3])
+    assert [total for _, total in told] == [requests] * len(told) and len(told) > 1
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert capsys.readouterr() == ("", "".join(f"{done} of {total}\n" for done, total in told))
 
 
 def test_what_cannot_be_scored_is_said_as_without_the_harness(

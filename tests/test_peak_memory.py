@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lorashear.errors import LorashearError
 from lorashear.evaluation import memory
-from lorashear.evaluation.limits import weight_bytes
+from lorashear.evaluation.bandwidth import weight_bytes
 from lorashear.evaluation.memory import peak_bytes
 from lorashear.evaluation.speed import measure
 

@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import lorashear
 from lorashear.errors import LorashearError
 from lorashear.evaluation import speed
+from lorashear.evaluation.bandwidth import cache_bytes, decode_bound, explained, read_bytes, weight_bytes
 from lorashear.evaluation.greedy import Run, prompt_ids, run
-from lorashear.evaluation.limits import cache_bytes, explained, limit, read_bytes, weight_bytes
 from lorashear.evaluation.speed import Cost, measure, rotated, spread
 
 LAYERS, KV_HEADS, HEAD_DIM, VOCABULARY, HIDDEN = 2, 2, 4, 53, 16
@@ -142,8 +142,8 @@ class TestMeasuring:
             assert cost.weight_bytes == weight_bytes(models[cost.name])
             assert cost.peak_bytes is None and "folder" in (cost.no_peak or "")
             assert cost.time_to_first_token > 0 and cost.decode > 0 and cost.prefill > 0
-        assert costs[0].limit == costs[0].decode_ratio == 1
-        assert costs[1].limit == costs[0].read_bytes / costs[1].read_bytes > 1
+        assert costs[0].decode_bound == costs[0].decode_ratio == 1
+        assert costs[1].decode_bound == costs[0].read_bytes / costs[1].read_bytes > 1
 
     @pytest.mark.slow
     def test_a_model_whose_layers_differ(self, folder: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ class TestMeasuring:
         models = {"dense": lorashear.load(folder), "pruned": lorashear.load(tmp_path / "pruned")}
         dense, pruned = measure(models, prompt=6, tokens=2, rounds=1, warm_up=0)
         assert (dense.cache_bytes, pruned.cache_bytes) == (2 * (4 + 4) * 8 * 8 * 2, 2 * (1 + 4) * 8 * 8 * 2)
-        assert pruned.weight_bytes < dense.weight_bytes and pruned.limit > 1 and pruned.spread is None
+        assert pruned.weight_bytes < dense.weight_bytes and pruned.decode_bound > 1 and pruned.spread is None
 
     @pytest.mark.parametrize(
         ("wrong", "sentence"),
@@ -210,15 +210,15 @@ class TestBytes:
         dense, pruned = tiny(), tiny(intermediate_size=12)
         gone = LAYERS * 3 * 12 * HIDDEN * 4
         reads = read_bytes(dense)
-        assert limit(dense, pruned) == pytest.approx(reads / (reads - gone))
-        assert limit(dense, pruned, caches=(100, 50)) == pytest.approx((reads + 100) / (reads - gone + 50))
+        assert decode_bound(dense, pruned) == pytest.approx(reads / (reads - gone))
+        assert decode_bound(dense, pruned, caches=(100, 50)) == pytest.approx((reads + 100) / (reads - gone + 50))
 
 
 def cost(name: str, decode: float, ratio: float, read: int, limit: float) -> Cost:
     given = {"batch": 1, "prompt": 8, "tokens": 4, "rounds": 3, "time_to_first_token": 1.0, "prefill": 8.0}
     given |= {"spread": 0.0, "prefill_ratio": 1.0, "weight_bytes": read, "cache_bytes": 0, "no_peak": None}
     given |= {"prefill_noise": None, "decode_noise": None}
-    given |= {"name": name, "decode": decode, "decode_ratio": ratio, "read_bytes": read, "limit": limit}
+    given |= {"name": name, "decode": decode, "decode_ratio": ratio, "read_bytes": read, "decode_bound": limit}
     return Cost(**given, peak_bytes=None)
 
 

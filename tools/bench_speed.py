@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 import lorashear
-from lorashear.evaluation.limits import explained
+from lorashear.evaluation.bandwidth import explained
 from lorashear.evaluation.speed import Cost, measure
 from lorashear.stages import Progress
 from lorashear.terminal import Terminal
@@ -123,7 +123,7 @@ def row(shape: str, dtype: str, dense: Cost, pruned: Cost) -> str:
         f"{dense.prefill:,.1f} → {pruned.prefill:,.1f} ({pruned.prefill_ratio:.2f}×)",
         f"{dense.decode:,.2f} → {pruned.decode:,.2f}",
         f"{pruned.decode_ratio:.2f}×",
-        f"{pruned.limit:.2f}×",
+        f"{pruned.decode_bound:.2f}×",
         noise,
         f"{_size(dense.cache_bytes)} → {_size(pruned.cache_bytes)}",
         f"{_size(dense.peak_bytes)} → {_size(pruned.peak_bytes)}",

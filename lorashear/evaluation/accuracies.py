@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lorashear.declared import vocabulary
 from lorashear.evaluation import harness
 from lorashear.evaluation.asked import Asked
 from lorashear.evaluation.choices import positions, score
 from lorashear.evaluation.items import Suite
 from lorashear.evaluation.measures import NOISE, Finding, Told, known, noise
+from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.uncertainty import mean_error, paired_error
 from lorashear.likelihood import batch_size
 
 KINDS = ("accuracy", "normalised")
 """By the likelihood of the whole choice, and by that for each of its characters."""
+
+FEWEST = 6
+"""Items that two models must answer differently for a difference to be more than noise: by a sign test, five of five still are."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,15 @@ class OfSuite:
             "by": "lm_eval" if self.asked.harness else "lorashear",
         }
 
-    def of(self, subject: Subject, model: nn.Module, progress: Told) -> Finding:
+    def of(self, subject: Subject, model: nn.Module, progress: Told, pieces: Pieces) -> Finding:
         """The share of items whose gold choice is the likeliest; ``truncated`` counts choices whose beginning did not fit the context,
         which is all that the model can read."""
         if self.asked.harness:
-            progress(0, len(self.suite.items))
-            rows = max(
-                1, min(8, batch_size(positions(model, subject.reader), subject.config.get_text_config().vocab_size))
-            )
-            found = harness.score(model, subject.reader, [self.suite], batch=rows)[self.name]
+            rows = min(8, batch_size(positions(model, subject.reader), vocabulary(subject.config)))
+            found = harness.score(model, subject.reader, [self.suite], batch=rows, progress=progress)[self.name]
             each = {"accuracy": found.correct, "normalised": found.normalised}
             return finding(each, self.suite, context=positions(model, subject.reader))
-        own = score(model, subject.reader, self.suite, progress=progress)
+        own = score(model, subject.reader, self.suite, progress=progress, pieces=pieces)
         each = {"accuracy": own.correct, "normalised": own.normalised}
         context = positions(model, subject.reader)
         return finding(each, self.suite, context=context, truncated=own.truncated)
@@ -87,7 +89,9 @@ def compared(first: Finding, other: Finding) -> dict[str, Any]:
     for kind in first.each:
         difference = other.result[kind] - first.result[kind]
         error = known(paired_error(other.each[kind], first.each[kind]))
-        found |= {kind: difference, f"{kind}_error": error, f"{kind}_noise": noise(difference, error)}
+        few = int(np.not_equal(first.each[kind], other.each[kind]).sum()) < FEWEST
+        doubtful = None if error is None else few or noise(difference, error)
+        found |= {kind: difference, f"{kind}_error": error, f"{kind}_noise": doubtful}
     return found
 
 

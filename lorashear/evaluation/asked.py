@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lorashear.errors import LorashearError
 
@@ -10,6 +10,16 @@ LEAST = {
     **{"context": 2, "stride": 1, "limit": 1},
     **{"batches": 1, "prompt": 1, "new_tokens": 1, "rounds": 1, "warm_up": 0},
 }
+OF = {
+    **dict.fromkeys(("context", "stride", "packed"), ("text",)),
+    **dict.fromkeys(("items", "harness"), ("tasks",)),
+    "limit": ("text", "tasks"),
+    **dict.fromkeys(("batches", "prompt", "new_tokens", "rounds", "warm_up"), ("speed",)),
+}
+"""What a setting is of: without all of these it would be ignored."""
+FLAGS = {"text": "text (--text FILE)", "tasks": "tasks (--tasks NAME or FILE)", "speed": "speed (--speed)"}
+SPELLED = {"packed": "apart"}
+"""What the command line calls a setting that it turns round."""
 CONTEXT = 2048
 """Tokens of a window at most where nobody says how many."""
 
@@ -56,5 +66,8 @@ class Asked:
             raise LorashearError(
                 f"stride is {self.stride}, more than the context of {self.context}: tokens between windows would not count"
             )
-        if self.harness and not self.tasks:
-            raise LorashearError("the harness runs tasks, and none are asked for: pass tasks (--tasks NAME or FILE)")
+        for each in fields(self):
+            parts = OF.get(each.name, ())
+            if parts and getattr(self, each.name) != each.default and not any(getattr(self, part) for part in parts):
+                name, flags = SPELLED.get(each.name, each.name), " or ".join(FLAGS[part] for part in parts)
+                raise LorashearError(f"{name} needs {flags}, which is not asked for: ask for it, or leave {name} out")

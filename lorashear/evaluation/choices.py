@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from lorashear import models
+from lorashear import declared
 from lorashear.data import DOCUMENTS_PER_CALL
 from lorashear.errors import LorashearError
 from lorashear.evaluation.items import Item, Suite
+from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.uncertainty import mean_error
 from lorashear.likelihood import LOGIT_BYTES, TOKENS_PER_BATCH, evaluating
 
@@ -75,6 +76,7 @@ def score(
     *,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    pieces: Pieces | None = None,
 ) -> Choices:
     """How a causal language model answers the first ``limit`` items of a suite, or all.
 
@@ -83,7 +85,7 @@ def score(
     the BOS token, or EOS where there is none. What is longer than the model's positions loses its beginning.
 
     The model stays on its device and in its dtype; log-likelihoods are computed in fp32 and added up in fp64.
-    ``progress`` is called with the options that are done, and those there are.
+    ``progress`` is called with the options that are done, and those there are; what is in ``pieces`` is not computed again.
 
     Raises:
         LorashearError: ``limit`` is below 1; or an option has no token to read or to tell, or more to tell than the model
@@ -91,15 +93,20 @@ def score(
     """
     items, most = suite.items[:limit], positions(model, tokenizer)
     encoded = check(model, tokenizer, suite, limit)
-    found = np.empty(len(encoded), np.float64)
-    done = 0
+    pieces = pieces or Pieces()
+    values: dict[int, float] = {index: value for piece in pieces.found for index, value in piece}
     with evaluating(model) as device:
-        for batch in _batches(_sequences(encoded, most), _vocabulary(model)):
-            for index, value in _scored(model, batch, device):
-                found[index] = value
-                done += 1
+        left = {
+            tokens: wanted
+            for tokens, wanted in _sequences(encoded, most).items()
+            if any(index not in values for index, _ in wanted)
+        }
+        for batch in _batches(left, declared.vocabulary(model.config)):
+            pieces.add(_scored(model, batch, device))
+            values.update(pieces.found[-1])
             if progress:
-                progress(done, len(encoded))
+                progress(len(values), len(encoded))
+    found = np.array([values[index] for index in range(len(encoded))], np.float64)
     check_finite(found, suite.name)
     counts = [len(item.options) for item in items]
     each = np.split(found, np.cumsum(counts)[:-1])
@@ -138,7 +145,17 @@ def check(
                 f"{where}: its continuation has {len(told):,} tokens and the model {most:,} positions; "
                 "drop the item or take a model with more"
             )
+    check_known(max((max(read + told) for read, told in encoded), default=0), model.config, suite.name)
     return encoded
+
+
+def check_known(largest: float, config: Any, name: str) -> None:
+    """Refuse a token id that a model has no row for, as where a tokenizer was given more tokens than its model: LorashearError."""
+    pieces = declared.vocabulary(config)
+    if largest >= pieces:
+        raise LorashearError(
+            f"{name} has the token id {largest:,}, and the model's ids end at {pieces - 1:,}: give the tokenizer that it was made with"
+        )
 
 
 def check_finite(likelihoods: np.ndarray, name: str) -> None:
@@ -151,7 +168,7 @@ def check_finite(likelihoods: np.ndarray, name: str) -> None:
 
 def positions(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a model reads at most: what its config says, or else its tokenizer, or else 2,048."""
-    said = models.positions(model.config)
+    said = declared.positions(model.config)
     if said is not None:
         return said
     return DEFAULT_POSITIONS if tokenizer.model_max_length >= NO_LIMIT else int(tokenizer.model_max_length)
@@ -261,7 +278,3 @@ def _scored(model: Any, batch: Batch, device: torch.device) -> list[tuple[int, f
             indices.append(index)
             sums.append(-losses.double().sum())
     return list(zip(indices, torch.stack(sums).tolist(), strict=True))
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.config.get_text_config().vocab_size)

@@ -14,17 +14,17 @@ from torch import nn
 from lorashear import models as users
 from lorashear.config import Training
 from lorashear.errors import LorashearError
-from lorashear.evaluation import costs, harness, table
+from lorashear.evaluation import harness, speed_figures, table
 from lorashear.evaluation.accuracies import OfSuite, average
 from lorashear.evaluation.asked import CONTEXT, Asked
-from lorashear.evaluation.foreign import OfTaskFile
 from lorashear.evaluation.greedy import check_positions
+from lorashear.evaluation.harness_metrics import OfTaskFile
 from lorashear.evaluation.measures import Finding, Measure, figure
 from lorashear.evaluation.perplexities import OfText
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.task_files import ENDINGS as TASK_FILES
 from lorashear.evaluation.task_files import task_file
-from lorashear.evaluation.tasks import suites
+from lorashear.evaluation.tasks import ALL, NAMES, suites
 from lorashear.evaluation.texts import texts
 from lorashear.evaluation.unfinished import Unfinished
 from lorashear.evaluation.versions import versions
@@ -62,7 +62,7 @@ def evaluate(
     tasks: Sequence[str | Path] | str | Path = (),
     items: str | Path | None = None,
     tokenizer: Any = None,
-    revision: str | None = None,
+    revision: str | Sequence[str | None] | None = None,
     trust_remote_code: bool = False,
     say: Say | None = None,
     progress: Progress | None = None,
@@ -76,7 +76,8 @@ def evaluate(
         text: .txt, .jsonl or .parquet files, folders of such files, or datasets of a hub; each is judged by itself, under its name
             where it is given as NAME=FILE or in a mapping.
         tasks: "paper" for its seven, names of them, .jsonl files with items, or, by the harness, its .yaml files.
-        revision: of hub ids.
+        tokenizer: of models in memory; a folder has its own.
+        revision: of hub ids; or for each model one or None.
         say, progress: called with a line for each step, and with (what, done, total).
         settings: see `lorashear.evaluation.asked.Asked`.
 
@@ -86,6 +87,15 @@ def evaluate(
     given = [models] if isinstance(models, str | Path | nn.Module) else list(models)
     if not given:
         raise LorashearError("no model is given: pass one or more")
+    revisions = [revision] * len(given) if revision is None or isinstance(revision, str) else list(revision)
+    if len(revisions) != len(given):
+        raise LorashearError(
+            f"revision has {len(revisions)} for {len(given)} models: give one, or one or None for each"
+        )
+    if tokenizer is not None and not any(isinstance(each, nn.Module) for each in given):
+        raise LorashearError(
+            "tokenizer is of a model in memory, and all are folders, which have their own: leave it out"
+        )
     asked = Asked(
         text=_spelled(text),
         tasks=tuple(map(str, [tasks] if isinstance(tasks, str | Path) else tasks)),
@@ -97,22 +107,24 @@ def evaluate(
     stages = Stages(say, progress)
     with stages("read"):
         subjects = [
-            Subject.of(each, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code)
-            for each in given
+            Subject.of(each, tokenizer=tokenizer, revision=of_it, trust_remote_code=trust_remote_code)
+            for each, of_it in zip(given, revisions, strict=True)
         ]
-        resolved = replace(asked, context=_context(asked, subjects))
+        resolved = replace(asked, context=_context(asked, subjects)) if asked.text else asked
         measures = _measures(resolved)
         _check(resolved, subjects, measures)
         made_with = versions(
             asked.device, *(["datasets"] if asked.tasks else []), *(["lm_eval"] if asked.harness else [])
         )
         kept = Unfinished([made_with, asked.device, asked.dtype])
-    about, found = [], []
+    about, found, loaded = [], [], list[nn.Module]()
     for subject in subjects:
-        with stages(f"judge {subject.name}"):
+        with stages(f"{'judge' if measures else 'load'} {subject.name}"):
             model = subject.loaded(numbers)
             about.append(subject.about(model, bool(measures)))
             found.append(_findings(subject, model, measures, kept, stages.progress))
+            if asked.speed:  # which needs all of them at once
+                loaded.append(model)
             del model
             gc.collect()
     figures = [figure(measure, several) for measure, several in zip(measures, zip(*found, strict=True), strict=True)]
@@ -120,7 +132,7 @@ def evaluate(
     figures += [average(choices)] if len(choices) > 1 else []
     if asked.speed:
         with stages("speed"):
-            figures += costs.figures(subjects, numbers, resolved, stages.progress)
+            figures += speed_figures.figures(subjects, loaded, resolved, stages.progress)
     kept.done()
     return Evaluation(
         {"format": FORMAT, "asked": asdict(resolved), "made_with": made_with, "models": about, "figures": figures}
@@ -158,7 +170,12 @@ def _measures(asked: Asked) -> list[Measure]:
     files = [name for name in asked.tasks if Path(name).suffix.lower() in TASK_FILES]
     if files and not asked.harness:
         raise LorashearError(f"{files[0]} is a task of lm-evaluation-harness: let that run it (--harness)")
-    for suite in suites([name for name in asked.tasks if name not in files], asked.items):
+    named = [name for name in asked.tasks if name not in files]
+    if asked.items and not any(name in (ALL, *NAMES) for name in named):
+        raise LorashearError(
+            f"items is where tasks that are names have theirs, and none of {', '.join(asked.tasks)} is one: leave items out"
+        )
+    for suite in suites(named, asked.items):
         found.append(OfSuite(replace(suite, items=suite.items[: asked.limit]), asked))
     return [*found, *(OfTaskFile(task_file(file), asked) for file in dict.fromkeys(files))]
 

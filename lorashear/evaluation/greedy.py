@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorashear import models
+from lorashear import declared
 from lorashear.errors import LorashearError
 from lorashear.likelihood import evaluating
 
@@ -78,7 +78,7 @@ def vocabulary(models: Iterable[nn.Module]) -> int:
             raise LorashearError(
                 f"{type(model).__name__} has no config that says how many token ids there are; give a language model"
             )
-        sizes.append(int(config.get_text_config().vocab_size))
+        sizes.append(declared.vocabulary(config))
     return min(sizes)
 
 
@@ -91,7 +91,7 @@ def check_counts(**counts: int) -> None:
 
 def check_positions(name: str, config: Any, prompt: int, tokens: int) -> None:
     """Refuse a run that is longer than the positions of a model with this config: LorashearError."""
-    positions = None if config is None else models.positions(config)
+    positions = None if config is None else declared.positions(config)
     if positions is not None and prompt + tokens > positions:
         raise LorashearError(
             f"{name} has {positions} positions, and a prompt of {prompt} and {tokens} more tokens need {prompt + tokens}: "

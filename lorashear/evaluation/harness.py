@@ -8,13 +8,14 @@ import io
 import json
 import logging
 import random
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from torch import nn
@@ -33,6 +34,8 @@ INSTALL = "pip install 'lorashear[eval]'"
 SEED = 1234
 # Draws for the error of a metric that has no formula.
 BOOTSTRAPS = 1000
+Progress = Callable[[int, int], None]
+
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
@@ -65,7 +68,7 @@ class HarnessTask:
 def check_installed() -> None:
     """Raises LorashearError, with how to install it, where the harness is not there."""
     try:
-        with _quiet(False):
+        with _quiet():
             for name in ("api.task", "evaluator", "models.huggingface"):
                 importlib.import_module(f"lm_eval.{name}")
     except ImportError as error:
@@ -79,14 +82,14 @@ def score(
     *,
     limit: int | None = None,
     batch: int = 8,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, HarnessChoices]:
     """What the harness makes of suites, by their names: it reads the same items, of their first ``limit`` each.
 
     Args:
         model: a transformers model; it stays on its device and in its dtype, log-likelihoods are computed in fp32.
         batch: sequences a forward pass; the logits of all of their positions are in memory twice.
-        progress: whether the harness shows its bars.
+        progress: called with the requests that are done, and those there are.
 
     Raises:
         LorashearError: the harness is not installed, or as `choices.score`.
@@ -106,7 +109,7 @@ def run(
     *,
     limit: int | None = None,
     batch: int = 8,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, HarnessTask]:
     """Task files of a user's own, by the names of the tasks in them (see `task_config` for what they may say), with
     arguments as `score` has them.
@@ -192,13 +195,14 @@ def _evaluated(
     folder: Path,
     limit: int | None,
     batch: int,
-    progress: bool,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """What the harness's own `evaluate` gives back; what it stores goes into ``folder``."""
     if limit is not None and limit < 1:
         raise LorashearError(f"limit is {limit}; ask for 1 item or more")
     check_installed()
-    with _quiet(progress), evaluating(model) as device, seeded(SEED, device):
+    shown = sys.stdout, sys.stderr
+    with _quiet(), evaluating(model) as device, seeded(SEED, device):
         from lm_eval.api.task import ConfigurableTask
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
@@ -213,13 +217,34 @@ def _evaluated(
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(SEED)
             tasks[name] = task
+        if progress:
+            _tell(lm, list(tasks.values()), progress, shown)
         return dict(evaluate(lm, tasks, limit=limit, bootstrap_iters=BOOTSTRAPS) or {})
 
 
+def _tell(lm: Any, tasks: Sequence[Any], progress: Progress, shown: tuple[TextIO, TextIO]) -> None:
+    """Have the harness's model tell how far it is, on the streams that it was not made quiet for."""
+    done = 0
+
+    def told(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def call(rows: Any, *args: Any, **named: Any) -> Any:
+            nonlocal done
+            found = compute(rows, *args, **named)
+            total = sum(len(task.instances) for task in tasks)
+            done = min(done + len(rows), total)  # padding of the last batch is no request
+            with redirect_stdout(shown[0]), redirect_stderr(shown[1]):
+                progress(done, total)
+            return found
+
+        return call
+
+    lm._model_call, lm._model_generate = told(lm._model_call), told(lm._model_generate)
+
+
 @contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
-    """Without its logs, warnings and, but for ``progress``, bars; without a network; and Python's and numpy's random
-    numbers afterwards as they would have been."""
+def _quiet() -> Iterator[None]:
+    """Without its logs, warnings and bars; without a network; and Python's and numpy's random numbers afterwards as they would have
+    been."""
     import datasets
     import datasets.config as settings
 
@@ -229,9 +254,8 @@ def _quiet(progress: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        if not progress:
-            stack.enter_context(redirect_stdout(io.StringIO()))
-            stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
         logging.disable(logging.CRITICAL)
         datasets.disable_progress_bars()
         settings.HF_HUB_OFFLINE = True

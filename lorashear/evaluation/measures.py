@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.subjects import Subject
 
 NOISE = 1.96
@@ -40,8 +41,8 @@ class Measure(Protocol):
         """For the report, of all models: kind, name, what data, how."""
         ...
 
-    def of(self, subject: Subject, model: nn.Module, progress: Told) -> Finding:
-        """What is found of a model."""
+    def of(self, subject: Subject, model: nn.Module, progress: Told, pieces: Pieces) -> Finding:
+        """What is found of a model, going on behind the pieces that were found before."""
         ...
 
     def difference(self, first: Finding, other: Finding) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from torch.nn import functional
 from lorashear import models
 from lorashear.config import Training
 from lorashear.errors import LorashearError
+from lorashear.evaluation.bandwidth import weight_bytes
 from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
-from lorashear.evaluation.limits import weight_bytes
 from lorashear.loading import DTYPES, working_copy
 from lorashear.stages import Say
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from lorashear.errors import LorashearError
 from lorashear.evaluation.asked import Asked
+from lorashear.evaluation.choices import check_known
 from lorashear.evaluation.measures import Finding, Told, known, noise
+from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.texts import Text, windows
 from lorashear.evaluation.uncertainty import paired_ratio_error, ratio_error
@@ -45,7 +47,7 @@ class OfText:
             "seed": asked.seed,
         }
 
-    def of(self, subject: Subject, model: nn.Module, progress: Told) -> Finding:
+    def of(self, subject: Subject, model: nn.Module, progress: Told, pieces: Pieces) -> Finding:
         """Its negative log-likelihood in nats a token, and in bits a byte: that times tokens over bytes of the whole text (Gao et
         al., The Pile, 2020, arXiv 2101.00027, section 3.1), whether or not all of them are in windows.
 
@@ -64,13 +66,11 @@ class OfText:
             limit=asked.limit,
             seed=asked.seed,
         )
-        sums, counts = [], []
-        for part in made.parts():
+        check_known(made.rows.max().item(), subject.config, self.name)
+        for part in made.parts()[len(pieces.found) :]:
             told_of = partial(_counted, progress, part.start, len(made))
-            some = window_losses(model, made.at(part), progress=told_of)
-            sums.append(some[0])
-            counts.append(some[1])
-        total, told = torch.cat(sums).numpy(), torch.cat(counts).numpy()
+            pieces.add([some.tolist() for some in window_losses(model, made.at(part), progress=told_of)])
+        total, told = (np.concatenate([piece[which] for piece in pieces.found]) for which in (0, 1))
         nll = float(total.sum() / told.sum())
         if not math.isfinite(nll):
             raise LorashearError(

@@ -49,16 +49,11 @@ def compared(
         raise LorashearError(f"'{path}' is of {len(known)} models, and {len(models)} are given: give as many, or none")
     if not models and any(model["in_memory"] for model in known):
         raise LorashearError(f"'{path}' is of a model that was in memory: name the folder where it lies now")
-    commits = {model["commit"] for model in known} - {None}
-    if len(commits) > 1:
-        raise LorashearError(
-            f"'{path}' is of {len(commits)} models of a hub, at a commit each: download them, and name their folders"
-        )
     asked |= {name: given for name, given in zip(OF_DATA, (list(text), list(tasks), items), strict=True) if given}
     settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items()}
     again = evaluate(
         list(models or (model["name"] for model in known)),
-        revision=commits.pop() if commits and not models else None,
+        revision=None if models else [model["commit"] for model in known],
         trust_remote_code=trust_remote_code,
         say=say,
         progress=progress,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lorashear.errors import LorashearError
+from lorashear.evaluation.bandwidth import cache_bytes, read_bytes, weight_bytes
 from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
-from lorashear.evaluation.limits import cache_bytes, read_bytes, weight_bytes
 from lorashear.evaluation.memory import peak_bytes
 from lorashear.loading import DTYPES
 from lorashear.stages import Progress
@@ -41,11 +41,11 @@ class Cost:
         bool | None
     )  # whether half of the rounds' ratios lie around 1; None of fewer than two rounds, or of the first model
     decode_noise: bool | None
-    limit: (
+    decode_bound: (
         float  # the most that decode_ratio can be where memory bounds it: bytes read by the first model over this one's
     )
     weight_bytes: int  # parameters and buffers, tied ones once
-    read_bytes: int  # in one step of decoding: see `lorashear.evaluation.limits`
+    read_bytes: int  # in one step of decoding: see `lorashear.evaluation.bandwidth`
     cache_bytes: int | None  # at the end, of prompt + tokens entries a row; None of a model without a cache
     peak_bytes: int | None  # see `lorashear.evaluation.memory`
     no_peak: str | None  # why there is none
@@ -99,7 +99,9 @@ def measure(
             cost = _cost(name, model, counted[name], next(iter(counted.values())), ids, tokens)
             first = first or cost
             peak, reason = _peak(model, (folders or {}).get(name), ids, tokens, trust_remote_code)
-            costs.append(replace(cost, limit=first.read_bytes / cost.read_bytes, peak_bytes=peak, no_peak=reason))
+            costs.append(
+                replace(cost, decode_bound=first.read_bytes / cost.read_bytes, peak_bytes=peak, no_peak=reason)
+            )
     return costs
 
 
@@ -162,7 +164,7 @@ def _cost(
         decode_ratio=statistics.median(rests),
         prefill_noise=None if runs is first else around_one(firsts),
         decode_noise=None if runs is first else around_one(rests),
-        limit=1.0,
+        decode_bound=1.0,
         weight_bytes=weight_bytes(model),
         read_bytes=read_bytes(model, batch=batch, cache=runs[-1].cache or 0),
         cache_bytes=runs[-1].cache,

@@ -17,6 +17,7 @@ from lorashear import adapters, checkpoint, models
 from lorashear.calibration import read_tokenizer
 from lorashear.checkpoint import Checkpoint
 from lorashear.config import Training
+from lorashear.declared import positions
 from lorashear.errors import LorashearError
 from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
@@ -69,7 +70,7 @@ class Subject:
     @property
     def positions(self) -> int | None:
         """How many tokens it can read at once; None where its config does not say."""
-        return models.positions(self.config)
+        return positions(self.config)
 
     @cached_property
     def reader(self) -> PreTrainedTokenizerBase:

@@ -25,7 +25,7 @@ from lorashear.windows_file import CHARACTERS_PER_TOKEN
 
 WHOLE_BYTES = 16 << 20
 """Of a file that a tokenizer reads at once, which takes some hundred times as much memory."""
-WINDOWS_AT_ONCE = 256
+TOKENS_AT_ONCE = 64 << 10
 """Of overlapping windows, which are made when they are scored."""
 
 
@@ -81,7 +81,8 @@ class Windows:
 
     def parts(self) -> list[slice]:
         """Some windows at a time."""
-        return [slice(start, start + WINDOWS_AT_ONCE) for start in range(0, len(self), WINDOWS_AT_ONCE)]
+        some = max(1, TOKENS_AT_ONCE // self.rows.shape[1])
+        return [slice(start, start + some) for start in range(0, len(self), some)]
 
     def at(self, part: slice) -> torch.Tensor:
         """Windows as `lorashear.data.inputs` and `wanted` take them."""

@@ -12,7 +12,9 @@ from typing import Any
 
 from lorashear import cache
 from lorashear.checkpoint import json_object
+from lorashear.errors import LorashearError
 from lorashear.evaluation.measures import Finding, Measure
+from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.subjects import Subject
 from lorashear.folder import write_json
 from lorashear.output import output_file
@@ -32,22 +34,27 @@ class Unfinished:
     def __post_init__(self) -> None:
         self._folder = cache.folder() / "evaluations"
         cache.check_room(self._folder, 1 << 20, "what was found", "ask for less")
-        for old in self._folder.glob("*.json"):
+        for old in self._folder.glob("*.json*"):
             if time.time() - old.stat().st_mtime > 86400 * DAYS:
                 old.unlink(missing_ok=True)
 
-    def finding(self, subject: Subject, measure: Measure, find: Callable[[], Finding]) -> Finding:
-        """What was found before of the same weights, tokenizer and data, or else what is found now."""
+    def finding(self, subject: Subject, measure: Measure, find: Callable[[Pieces], Finding]) -> Finding:
+        """What was found before of the same weights, tokenizer and data, or else what is found now, behind the pieces that were."""
         known = [subject.sha256, subject.reads, subject.trust_remote_code, measure.about, self.made_with]
         name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-        path = self._folder / f"{name}.json"
-        self._files.append(path)
+        path, pieces = self._folder / f"{name}.json", self._folder / f"{name}.jsonl"
+        self._files += [path, pieces]
         if path.exists():
             held = json_object(path.read_bytes(), f"'{path}'")
             return Finding(held["result"], held["each"])
-        found = find()
+        try:
+            found = find(Pieces(pieces))
+        except LorashearError:  # it would come out again
+            pieces.unlink(missing_ok=True)
+            raise
         with output_file(path, overwrite=True) as work:
             write_json(work, asdict(found))
+        pieces.unlink(missing_ok=True)
         return found
 
     def done(self) -> None:

@@ -54,7 +54,7 @@ def read_bytes(model: nn.Module, *, batch: int = 1, cache: int = 0) -> int:
     return whole + rows + cache
 
 
-def limit(dense: nn.Module, pruned: nn.Module, *, batch: int = 1, caches: tuple[int, int] = (0, 0)) -> float:
+def decode_bound(dense: nn.Module, pruned: nn.Module, *, batch: int = 1, caches: tuple[int, int] = (0, 0)) -> float:
     """How many times faster the pruned model can decode at most where memory bounds both: the bytes that a step of the dense one
     reads over those of the pruned one.
 
@@ -72,7 +72,7 @@ def explained(dense: Cost, pruned: Cost) -> str:
     """
     text = (
         f"At batch {pruned.batch} a step of {dense.name} reads {_size(dense.read_bytes)} of weights and cache and one of "
-        f"{pruned.name} {_size(pruned.read_bytes)}, so that decoding gains {pruned.limit:.2f} times at most where memory bounds "
+        f"{pruned.name} {_size(pruned.read_bytes)}, so that decoding gains {pruned.decode_bound:.2f} times at most where memory bounds "
         f"it; it gained {pruned.decode_ratio:.2f} times."
     )
     if dense.read_bytes <= pruned.read_bytes:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lorashear.config import Training
+from torch import nn
+
 from lorashear.evaluation.asked import Asked
+from lorashear.evaluation.bandwidth import explained
 from lorashear.evaluation.greedy import SEED
-from lorashear.evaluation.limits import explained
 from lorashear.evaluation.speed import Cost, measure
 from lorashear.evaluation.subjects import Subject, short
 from lorashear.stages import Progress
@@ -20,10 +21,12 @@ RATIOS = ("cache_bytes", "weight_bytes", "read_bytes", "peak_bytes")
 """Whose ratio is one of the figures themselves; that of speeds is within each round (see `Cost`)."""
 
 
-def figures(subjects: Sequence[Subject], settings: Training, asked: Asked, progress: Progress) -> list[dict[str, Any]]:
+def figures(
+    subjects: Sequence[Subject], loaded: Sequence[nn.Module], asked: Asked, progress: Progress
+) -> list[dict[str, Any]]:
     """One of each batch size. Raises LorashearError as `measure` does."""
     names = short([each.name for each in subjects])
-    models = {name: each.loaded(settings) for name, each in zip(names, subjects, strict=True)}
+    models = dict(zip(names, loaded, strict=True))
     folders = {
         name: each.folder for name, each in zip(names, subjects, strict=True) if each.folder and not each.adapter
     }
@@ -63,7 +66,7 @@ def _ratios(first: Cost, other: Cost) -> dict[str, Any]:
     found: dict[str, Any] = {
         "prefill": other.prefill_ratio,
         "decode": other.decode_ratio,
-        "limit": other.limit,
+        "decode_bound": other.decode_bound,
     }
     found["time_to_first_token"] = 1 / other.prefill_ratio
     found |= {"prefill_noise": other.prefill_noise, "decode_noise": other.decode_noise}

@@ -14,6 +14,7 @@ from lorashear.evaluation import harness
 from lorashear.evaluation.asked import Asked
 from lorashear.evaluation.choices import positions
 from lorashear.evaluation.measures import Finding, Told, known, noise
+from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.task_files import TaskFile
 from lorashear.evaluation.uncertainty import paired_error
@@ -47,10 +48,11 @@ class OfTaskFile:
         data = {"file": str(self.file.path), "split": split, "sha256": self.sha256}
         return {"kind": "harness", "name": self.name, "data": data, "limit": self.asked.limit, "seed": harness.SEED}
 
-    def of(self, subject: Subject, model: nn.Module, progress: Told) -> Finding:
+    def of(self, subject: Subject, model: nn.Module, progress: Told, pieces: Pieces) -> Finding:
         """The harness's metrics, with its standard errors."""
-        progress(0, 1)
-        found = harness.run(model, subject.reader, [self.file.path], limit=self.asked.limit)[self.name]
+        found = harness.run(model, subject.reader, [self.file.path], limit=self.asked.limit, progress=progress)[
+            self.name
+        ]
         errors = {name: known(error) for name, error in found.errors.items()}
         result = {"metrics": found.metrics, "errors": errors, "context": positions(model, subject.reader)}
         return Finding(result, {name: values.tolist() for name, values in found.items.items()})
