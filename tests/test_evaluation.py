@@ -500,6 +500,7 @@ def test_a_report_is_reproduced_or_not(
     code, shown = again()
     assert code == 0 and "DIFFERS" not in shown and "not judged" not in shown
     assert code == again(folder, pruned)[0]  # the same weights somewhere else
+    monkeypatch.setattr("lorashear.evaluation.speed.peak_bytes", lambda *_, **__: 1 << 20)
     speed = lorashear.evaluate(folder, speed=True, prompt=8, new_tokens=2, rounds=2).report
     faster = json.loads(json.dumps(speed))
     faster["figures"][0]["results"][0]["decode"] *= 3
@@ -578,6 +579,8 @@ def test_the_command(
             main()
         return int(stopped.value.code or 0), *capsys.readouterr()
 
+    # tests/test_peak_memory.py measures it, in a process for each model
+    monkeypatch.setattr("lorashear.evaluation.speed.peak_bytes", lambda *_, **__: 1 << 20)
     ask = (folder, pruned, "--text", f"mine={text}", "--tasks", items / "first.jsonl", "--context", 32, "--speed")
     runs = ("--batches", "1,2", "--prompt", 8, "--new-tokens", 2, "--rounds", 2, "--out", out)
     code, shown, _ = told(*ask, *runs)
