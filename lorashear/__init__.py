@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import lorashear_passes as passes
     from lorashear.applying import apply
     from lorashear.compiler import CompileResult, compile
+    from lorashear.engines.exporter import export
     from lorashear.evaluation.evaluator import Evaluation, evaluate
-    from lorashear.exporting import export
     from lorashear.loading import load
     from lorashear.models import groups, trace
     from lorashear.plans import Plan, plan
@@ -38,7 +38,7 @@ _HOMES = {
     "apply": "lorashear.applying",
     "compile": "lorashear.compiler",
     "evaluate": "lorashear.evaluation.evaluator",
-    "export": "lorashear.exporting",
+    "export": "lorashear.engines.exporter",
     "groups": "lorashear.models",
     "load": "lorashear.loading",
     "parse": "lorashear_ir.text",

@@ -50,7 +50,7 @@ class CompileResult:
 
     def export(self, format: str, path: str | Path) -> None:
         """As `lorashear.export`."""
-        from lorashear.exporting import export
+        from lorashear.engines.exporter import export
 
         export(self.folder, format, path)
 

@@ -1,0 +1,89 @@
+"""`export`: a result in the format of an engine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from lorashear.checkpoint import Checkpoint
+from lorashear.engines.plain import Plain
+from lorashear.engines.target import Target, Wish
+from lorashear.errors import LorashearError
+from lorashear.output import check_file, check_target, output_file, output_folder
+from lorashear.stages import Progress
+
+TARGETS: dict[str, Target] = {each.name: each for each in (Plain(),)}
+ALSO = {"safetensors": "transformers"}
+"""Other names."""
+
+
+def export(
+    model: object,
+    format: str,
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write a model or result folder to ``path`` in a format, one of `TARGETS`; it appears whole or not at all.
+
+    Args:
+        model: a folder; or a transformers model in memory, which is saved to a folder first.
+        dtype: of the weights, in the words of the format; by default as stored.
+        progress: called with ("export", done, total).
+
+    Returns:
+        What was done that one should know, as padding; or nothing.
+
+    Raises:
+        LorashearError: an unknown format or dtype, no model, one that the format cannot hold, or the target is in use.
+    """
+    target, wish = _target(format), Wish(dtype)
+    if dtype is not None and dtype not in target.dtypes:
+        known = f"there is {', '.join(target.dtypes)}" if target.dtypes else "it keeps what is stored: leave dtype out"
+        raise LorashearError(f"dtype is {dtype}, which {target.name} does not have; {known}")
+    if isinstance(model, str | Path):
+        return _written(Path(model).expanduser(), target, Path(path), wish, overwrite, progress)
+    save = getattr(model, "save_pretrained", None)
+    if save is None:
+        raise LorashearError(f"export takes a folder or a transformers model, and {type(model).__name__} is neither")
+    with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
+        save(scratch)
+        return _written(Path(scratch), target, Path(path), wish, overwrite, progress)
+
+
+def refusals(folder: str | Path) -> dict[str, str | None]:
+    """For each target, why it cannot hold the model in a folder; None where it can.
+
+    Raises:
+        LorashearError: there is no model.
+    """
+    source = Checkpoint.open(Path(folder).expanduser())
+    return {name: target.refusal(source) for name, target in TARGETS.items()}
+
+
+def _target(format: str) -> Target:
+    found = TARGETS.get(ALSO.get(format, format))
+    if found is None:
+        raise LorashearError(f"there is no export to {format}; there is {', '.join(TARGETS)}")
+    return found
+
+
+def _written(folder: Path, target: Target, path: Path, wish: Wish, overwrite: bool, progress: Progress | None) -> str:
+    source = Checkpoint.open(folder)
+    if reason := target.refusal(source):
+        raise LorashearError(f"'{folder}' cannot go to {target.name}: {reason}")
+
+    def told(done: int, total: int) -> None:
+        if progress:
+            progress("export", done, total)
+
+    needed = target.bytes(source, wish)
+    if target.is_file:
+        check_file(path, overwrite=overwrite)
+        with output_file(path, overwrite=overwrite) as work:
+            return target.write(source, work, wish, told)
+    check_target(path, source=folder, overwrite=overwrite, bytes_needed=needed)
+    with output_folder(path, source=folder, overwrite=overwrite, bytes_needed=needed) as work:
+        return target.write(source, work, wish, told)
