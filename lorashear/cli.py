@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorashear import launched, stopping
+from lorashear.engines.command import export
 from lorashear.errors import Fault, LorashearError
 from lorashear.evaluation.command import eval_
 from lorashear.options import (
@@ -456,3 +457,4 @@ def verify(
 
 
 app.command("eval")(eval_)
+app.command()(export)

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
+from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
 from lorashear.engines.target import Target, Wish
 from lorashear.errors import LorashearError
 from lorashear.output import check_file, check_target, output_file, output_folder
 from lorashear.stages import Progress
 
-TARGETS: dict[str, Target] = {each.name: each for each in (Plain(),)}
+TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded())}
 ALSO = {"safetensors": "transformers"}
 """Other names."""
 
