@@ -70,7 +70,7 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
             ratio=settings.ratio,
             heldout=run.batches(model, windows.guard) if windows else [],
             per_layer=settings.per_layer,
-            round_to=settings.round_to,
+            multiples=settings.multiples,
             settings=run.surgery,
             unprunable=settings.unprunable_ratio,
             measured=known,

@@ -15,6 +15,7 @@ import typer
 
 from lorashear import launched, stopping
 from lorashear.engines.command import export
+from lorashear.engines.needs import NEEDS
 from lorashear.errors import Fault, LorashearError
 from lorashear.evaluation.command import eval_
 from lorashear.options import (
@@ -121,6 +122,8 @@ def compile_(
     per_layer: Annotated[bool, typer.Option("--per-layer", help="let widths differ between layers")] = False,
     prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
     round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
+    target: Annotated[str | None, typer.Option(help=f"an engine, for widths that suit it: {', '.join(NEEDS)}")] = None,
+    tensor_parallel: Annotated[int, typer.Option(help="devices that will split each layer, with --target vllm")] = 1,
     criterion: Annotated[str | None, typer.Option(help="obs, wanda, flap, taylor, lora, magnitude or random")] = None,
     unprunable_ratio: Annotated[
         float | None,
@@ -205,6 +208,8 @@ def compile_(
             per_layer=per_layer,
             prune=words(prune),
             round_to=round_to,
+            target=target,
+            tensor_parallel=tensor_parallel,
             criterion=criterion,
             unprunable_ratio=unprunable_ratio,
             context=context,

@@ -18,6 +18,7 @@ from lorashear import adapters, checkpoint, fitting, launched, models, results, 
 from lorashear.calibration import GUARD_SHARE, read_windows
 from lorashear.config import Settings
 from lorashear.cutting import prune, read
+from lorashear.engines.exporter import check_loads
 from lorashear.errors import LorashearError
 from lorashear.estimate import Estimate
 from lorashear.loading import check_usable, load
@@ -126,6 +127,8 @@ def compile(
             raise LorashearError("resume goes on in a folder that out names: pass out (--out DIR)")
         target = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="lorashear-result-"))
         source = checkpoint.Checkpoint.open(folder)
+        if wanted.target:
+            check_loads(source, wanted.target, wanted.tensor_parallel)
         check_target(target, source=folder, overwrite=overwrite, bytes_needed=source.bytes)
         check_unfinished(target, resume=resume)
         own = Path(lora) if lora is not None else None

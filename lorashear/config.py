@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lorashear.engines import needs
 from lorashear.errors import LorashearError
 from lorashear.layout import SHARD_BYTES
 
@@ -125,6 +126,8 @@ class Settings(Training):
     per_layer: bool = False  # widths may differ between layers
     prune: tuple[str, ...] = ("head", "query", "ffn")  # kinds of structures
     round_to: int = 1  # MLP and hidden widths are multiples of this
+    target: str | None = None  # an engine, whose needs are met too: see `lorashear.engines.needs`
+    tensor_parallel: int = 1  # devices that split each layer there
     criterion: str | None = None  # by default obs with text, magnitude without
     compensate: bool = True  # refit by least squares where there is text
     unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only, where by
@@ -134,6 +137,11 @@ class Settings(Training):
     policy: str = "decay"  # of LHSPG: all that fades by one ramp; "half-space": each structure as the loss lets it
     warm_up: float = 0.0  # share of LHSPG's steps before anything fades
     windows: int = 128  # calibration windows
+
+    @property
+    def multiples(self) -> dict[str, int]:
+        """What widths that shrink are multiples of, by kind."""
+        return needs.multiples(self.target, self.tensor_parallel, self.round_to)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,6 +154,7 @@ class Settings(Training):
             raise LorashearError(f"prune names {', '.join(unknown) or 'nothing'}; the kinds are {', '.join(KINDS)}")
         if self.round_to < 1:
             raise LorashearError(f"round_to is {self.round_to}; it is a multiple for widths, 1 or more")
+        needs.check(self.target, self.tensor_parallel)
         if self.unprunable_ratio is not None and not 0 <= self.unprunable_ratio < 1:
             raise LorashearError(
                 f"unprunable_ratio is {self.unprunable_ratio:g}; it is a share of groups, 0 or more and under 1"

@@ -64,7 +64,7 @@ class Shape:
         return found
 
 
-def steps(shape: Shape, widths: dict[str, int], per_layer: bool, round_to: int) -> list[int]:
+def steps(shape: Shape, widths: dict[str, int], per_layer: bool, multiples: dict[str, int]) -> list[int]:
     """What one allowed step given back at these widths costs, per family."""
     sizes = {n: shape[n].size // shape[n].blocks for n in widths}
     names = (
@@ -75,7 +75,7 @@ def steps(shape: Shape, widths: dict[str, int], per_layer: bool, round_to: int) 
     here = shape.count(widths)
     found: list[int] = []
     for family in names:
-        step = round_to if shape[family[0]].kind in ("ffn", "hidden") else 1
+        step = multiples.get(shape[family[0]].kind, 1)
         wider = {n: min(sizes[n], (widths[n] // step + 1) * step) for n in family}
         if all(wider[n] > widths[n] for n in family):
             found.append(shape.count({**widths, **wider}) - here)
@@ -83,26 +83,28 @@ def steps(shape: Shape, widths: dict[str, int], per_layer: bool, round_to: int) 
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
-@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("multiples", [{}, {"ffn": 8, "hidden": 8}, {"ffn": 24, "hidden": 8, "head": 2}])
 @pytest.mark.parametrize("kinds", ["head,query,ffn", "ffn", "head", "head,query,ffn,hidden", "hidden"])
-def test_it_lands_at_or_past_the_ratio_by_less_than_a_step(kinds: str, round_to: int, per_layer: bool) -> None:
+def test_it_lands_at_or_past_the_ratio_by_less_than_a_step(
+    kinds: str, multiples: dict[str, int], per_layer: bool
+) -> None:
     shape = Shape()
     total = shape.count({})
     for seed in range(6):
         ratio = 0.03 + 0.09 * seed
         try:
-            widths = allocate(shape, shape.curves(kinds, seed), ratio, per_layer=per_layer, round_to=round_to)
+            widths = allocate(shape, shape.curves(kinds, seed), ratio, per_layer=per_layer, multiples=multiples)
         except Unreachable as error:
             assert error.largest < ratio or kinds.endswith("hidden")
             continue
         removed = total - shape.count(widths)
         assert removed >= ratio * total
-        assert removed - ratio * total < min(steps(shape, widths, per_layer, round_to))
+        assert removed - ratio * total < min(steps(shape, widths, per_layer, multiples))
         for name, width in widths.items():
             units = shape[name].size // shape[name].blocks
             assert 1 <= width <= units
-            if shape[name].kind in ("ffn", "hidden") and width < units:
-                assert width % round_to == 0
+            if width < units:
+                assert width % multiples.get(shape[name].kind, 1) == 0
         if not per_layer:
             assert all(
                 len({w for n, w in widths.items() if shape[n].kind == k}) == 1 for k in {shape[n].kind for n in widths}

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
+from lorashear.engines.needs import NEEDS
 from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
 from lorashear.engines.target import Target, Wish
@@ -62,6 +63,22 @@ def refusals(folder: str | Path) -> dict[str, str | None]:
     """
     source = Checkpoint.open(Path(folder).expanduser())
     return {name: target.refusal(source) for name, target in TARGETS.items()}
+
+
+def check_loads(source: Checkpoint, engine: str, tensor_parallel: int = 1) -> None:
+    """Whether an engine can load what a model will be pruned to, for asking before any work is done.
+
+    Raises:
+        LorashearError: it cannot load such a model, or split it so.
+    """
+    if reason := TARGETS[NEEDS[engine].format].refusal(source):
+        raise LorashearError(f"{engine} cannot load what '{source.folder}' will become: {reason}")
+    heads = source.config.get("num_key_value_heads") or source.config.get("num_attention_heads") or 0
+    if tensor_parallel > 1 and heads % tensor_parallel:
+        raise LorashearError(
+            f"'{source.folder}' has {heads} key-value heads in a layer, which {tensor_parallel} devices cannot share: "
+            "pass a tensor_parallel that divides them"
+        )
 
 
 def _target(format: str) -> Target:

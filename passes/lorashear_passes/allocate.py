@@ -25,7 +25,6 @@ __all__ = ["Family", "GroupLike", "GroupsLike", "Unreachable", "allocate", "fami
 GRID = 4096  # points that are enumerated exactly
 LEVELS = 48  # widths per item in the knapsack
 QUANTA = 4000  # units of cost in the knapsack
-ROUNDED = ("ffn", "hidden")
 
 Floats = NDArray[np.float64]
 
@@ -70,7 +69,7 @@ def allocate(
     ratio: float,
     *,
     per_layer: bool = False,
-    round_to: int = 1,
+    multiples: Mapping[str, int] | None = None,
     minimum: Mapping[str, int] | None = None,
     fixed: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
@@ -78,14 +77,15 @@ def allocate(
 
     ``curves[name][r]`` is the damage of removing r units (of each block), any additive unit, r from 0 up to at most the size.
     ``ratio`` is the share of all parameters to remove; the result removes at least that, and less than one step more, a step
-    being one structure (of each block) times the family's layers times ``round_to`` (MLP and hidden widths only). ``minimum``
+    being one structure (of each block) times the family's layers, or as many as keep the width a multiple of what ``multiples`` has for its
+    kind: a width that shrinks is one, below the least. ``minimum``
     is the least width per kind, 1 by default. ``fixed`` gives some groups, by whole families, their widths: only the rest is
     shared out. Raises ``Unreachable``, and ``ValueError`` for a ratio outside [0, 1) or if all is fixed.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must lie in [0, 1), not {ratio}")
     fixed = dict(fixed or {})
-    every = families(groups, curves, per_layer=per_layer, round_to=round_to, minimum=minimum)
+    every = families(groups, curves, per_layer=per_layer, multiples=multiples, minimum=minimum)
     free = [family for family in every if family.names[0] not in fixed]
     given = [family for family in every if family.names[0] in fixed]
     if not free:
@@ -204,7 +204,7 @@ def families(
     curves: Mapping[str, Sequence[float]],
     *,
     per_layer: bool = False,
-    round_to: int = 1,
+    multiples: Mapping[str, int] | None = None,
     minimum: Mapping[str, int] | None = None,
 ) -> list[Family]:
     """The groups in ``curves`` as families, hidden channels first, then heads, queries, and the rest."""
@@ -217,7 +217,7 @@ def families(
     found: list[Family] = []
     for (kind, *_), names in members.items():
         units = groups[names[0]].size // groups[names[0]].blocks
-        step = round_to if kind in ROUNDED else 1
+        step = (multiples or {}).get(str(kind), 1)
         least = max(minimum.get(str(kind), 1), 1, units + 1 - min(len(curves[name]) for name in names))
         below = np.arange((units - 1) // step * step, 0, -step, dtype=np.int64)
         widths = np.concatenate([np.array([units], dtype=np.int64), below[below >= least]])

@@ -54,7 +54,7 @@ def compress(
     ratio: float,
     heldout: Sequence[Batch] = (),
     per_layer: bool = False,
-    round_to: int = 1,
+    multiples: Mapping[str, int] | None = None,
     minimum: Mapping[str, int] | None = None,
     settings: Settings | None = None,
     widths: Mapping[str, int] | None = None,
@@ -75,7 +75,7 @@ def compress(
     settings = settings or Settings()
     progress = progress or (lambda *_: None)
     chosen = {name: groups[name] for name in groups if units(groups[name]) > 1}
-    budget = Budget(groups, ratio, per_layer, round_to, minimum, unprunable)
+    budget = Budget(groups, ratio, per_layer, multiples, minimum, unprunable)
     equal = dict(widths) if widths is not None else budget.widths(splits.equal_shares(chosen))
     seconds: dict[str, float] = {}
     if not batches:

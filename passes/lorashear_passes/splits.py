@@ -43,7 +43,7 @@ class Budget:
     groups: GroupsLike
     ratio: float
     per_layer: bool = False
-    round_to: int = 1
+    multiples: Mapping[str, int] | None = None
     minimum: Mapping[str, int] | None = None
     unprunable: float | None = None
     """Share of the groups that stay whole where widths differ per layer; None: those before the knee, if that is better."""
@@ -55,7 +55,7 @@ class Budget:
             curves,
             self.ratio,
             per_layer=self.per_layer if per_layer is None else per_layer,
-            round_to=self.round_to,
+            multiples=self.multiples,
             minimum=self.minimum,
             fixed=fixed,
         )
@@ -126,7 +126,7 @@ class _Grid:
     def __init__(self, budget: Budget, shares: Curves, measure: Measure) -> None:
         self.budget, self.shares, self.measure = budget, shares, measure
         self.start = budget.widths(shares, per_layer=False)
-        every = families(budget.groups, shares, round_to=budget.round_to, minimum=budget.minimum)
+        every = families(budget.groups, shares, multiples=budget.multiples, minimum=budget.minimum)
         movable = [family for family in every if len(family.widths) > 1]
         fill = max((f for f in movable if f.kind != "hidden"), key=lambda f: len(f.widths), default=None)
         kinds = ("hidden", "head", "query") if fill else ()
