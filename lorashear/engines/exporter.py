@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
+from lorashear.engines.mlx import Mlx
 from lorashear.engines.needs import NEEDS
 from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
@@ -14,7 +15,7 @@ from lorashear.errors import LorashearError
 from lorashear.output import check_file, check_target, output_file, output_folder
 from lorashear.stages import Progress
 
-TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded())}
+TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Mlx())}
 ALSO = {"safetensors": "transformers"}
 """Other names."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorashear.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
+from lorashear.folder import BESIDE
 
 TYPES = ("llama", "mistral", "lorashear_llama", "lorashear_mistral")
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -87,6 +88,19 @@ class Llama:
         if odd := next((name for name in source.tensors if name not in known), None):
             raise LorashearError(f"{odd} is no tensor of a LLaMA")
         return found
+
+
+def own_widths_refusal(source: Checkpoint) -> str | None:
+    """Why a checkpoint is no LLaMA by itself whose layers have widths of their own, in half a sentence; None where it is one."""
+    try:
+        llama = Llama.of(source)
+    except LorashearError as error:
+        return str(error)
+    if llama.is_uniform and "module_overrides" not in source.config:
+        return "its layers have equal widths, so that engines load it as it is"
+    if (source.folder / BESIDE).is_dir():
+        return f"an adapter lies beside it in '{BESIDE}': merge that first"
+    return None
 
 
 def _layer(source: Checkpoint, prefix: str, head_dim: int) -> Layer:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from lorashear.checkpoint import INDEX, NUMPY_DTYPES, Checkpoint
-from lorashear.engines.llama import Layer, Llama
+from lorashear.engines.llama import Layer, Llama, own_widths_refusal
 from lorashear.engines.target import Told, Wish
-from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE, TAKEN_ALONG, write_json
+from lorashear.folder import TAKEN_ALONG, write_json
 from lorashear.layout import Layout, Shape, layout
 from lorashear.output import NewFile
 
@@ -60,15 +59,7 @@ class Padded:
 
     def refusal(self, source: Checkpoint) -> str | None:
         """Why there is nothing to pad, or not with zeros."""
-        try:
-            llama = Llama.of(source)
-        except LorashearError as error:
-            return str(error)
-        if llama.is_uniform and "module_overrides" not in source.config:
-            return "its layers have equal widths, so that engines load it as it is"
-        if (source.folder / BESIDE).is_dir():
-            return f"an adapter lies beside it in '{BESIDE}': merge that first"
-        return None
+        return own_widths_refusal(source)
 
     def bytes(self, source: Checkpoint, wish: Wish) -> int:
         """Of the tensors, padded."""
