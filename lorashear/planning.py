@@ -53,6 +53,7 @@ def lower(
         removed={name: tuple(sorted(indices)) for name, indices in removed.items() if indices},
         tensors={name: cut for name, cut in stored.items() if cut is not None},
         names={
+            **storage.first_names(groups.tied),
             **{name: new for name, new in renamed.items() if name in storage.source.tensors},
             **{name: None for name, cut in stored.items() if cut is None},
             **dict.fromkeys(storage.twice(groups.tied)),

@@ -74,6 +74,14 @@ class Storage:
                     found.append(name)
         return found
 
+    def first_names(self, first: Mapping[str, str]) -> dict[str, str]:
+        """What tied tensors that are on disk under a further name alone are called by their first one, which is what engines look for:
+        the embedding, where only the output head is stored."""
+        own = {part.parameter: name for name, part in self.parts.items() if not part.fixed}
+        held = {part.parameter for name, part in self.parts.items() if name in self.source.tensors}
+        further = {p: original for p, original in first.items() if p in held and original not in held}
+        return {own[p]: own[original] for p, original in further.items() if p in own and original in own}
+
     def renamed(
         self, small: PreTrainedModel, cuts: Mapping[str, TensorCut], first: Mapping[str, str]
     ) -> dict[str, str]:

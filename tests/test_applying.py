@@ -327,3 +327,27 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     small = lorashear.load(tmp_path / "out")
     assert small.lm_head.weight is small.model.embed_tokens.weight
     assert "differ by" in verify(tmp_path / "model", tmp_path / "out")[-1]
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_tied_weight_gets_the_name_that_engines_look_for(
+    per_layer: bool, text: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Some checkpoints hold only the output head of a tied pair, which transformers understands, and others do not."""
+    model = tmp_path / "model"
+    shutil.copytree(folder, model)
+    weights = load_file(model / "model.safetensors")
+    names = set(weights)
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    made = [tmp_path / "compiled", tmp_path / "applied"]
+    # hidden channels too, and refitted weights, trained ones and what is cut from them
+    kinds = ("hidden", "ffn")
+    lorashear.compile(model, 0.3, made[0], text=text, tokens=2000, context=32, prune=kinds, per_layer=per_layer)
+    removed = {"model.hidden": [3], "model.layers.0.mlp.ffn": [0] if per_layer else [], "model.layers.1.mlp.ffn": []}
+    lorashear.apply(lorashear.plan(model, removed), model, made[1])
+    for out in made:
+        assert set(load_file(out / "model.safetensors")) == names
+        small = lorashear.load(out)
+        assert small.lm_head.weight is small.model.embed_tokens.weight
+        assert "differ by" in verify(model, out)[-1]
