@@ -29,6 +29,12 @@ from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [f"w{i}" for i in range(94)]
+LAYER = "model.layers.{}.{}"
+REMOVED = {
+    "uniform": {"self_attn.head": ([0], [2]), "mlp.ffn": ([1, 7], [3, 4])},
+    "hidden": {"self_attn.head": ([0], [2]), "mlp.ffn": ([1, 7], [3, 4])},
+    "layers": {"self_attn.head": ([0], [2, 3]), "self_attn.query": ([], [0, 3]), "mlp.ffn": ([1, 7], [3, 4, 8, 30])},
+}
 os.environ["LORASHEAR_CACHE"] = mkdtemp(prefix="lorashear-cache-")
 logging.disable_progress_bar()
 torch.set_num_threads(1 if IN_WORKER else 2)
@@ -105,3 +111,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [" ".join(WORDS[(i * j + j * j) % 94] for j in range(200)) for i in range(40)]
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What is left of `folder`: with equal widths, with fewer channels too, and with widths of its own in each layer."""
+    import lorashear
+
+    made: dict[str, Path] = {}
+    for name, by_kind in REMOVED.items():
+        removed = {LAYER.format(at, kind): some for kind, layers in by_kind.items() for at, some in enumerate(layers)}
+        if name == "hidden":
+            removed["model.hidden"] = [4, 9]
+        made[name] = tmp_path_factory.mktemp("results") / name
+        lorashear.apply(lorashear.plan(folder, removed), folder, made[name])
+    return made

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import lorashear
+from conftest import REMOVED
 from lorashear.checkpoint import Checkpoint
 from lorashear.cli import main
 from lorashear.engines import exporter, padded
@@ -22,27 +23,9 @@ from lorashear.layout import layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAYER = "model.layers.{}.{}"
-REMOVED = {
-    "uniform": {"self_attn.head": ([0], [2]), "mlp.ffn": ([1, 7], [3, 4])},
-    "hidden": {"self_attn.head": ([0], [2]), "mlp.ffn": ([1, 7], [3, 4])},
-    "layers": {"self_attn.head": ([0], [2, 3]), "self_attn.query": ([], [0, 3]), "mlp.ffn": ([1, 7], [3, 4, 8, 30])},
-}
 ROUTES = {"uniform": "mistral", "hidden": "llama", "layers": "lorashear_llama"}
 """Of 6 heads to hidden sizes 32 and 30, and of layers with 6 and 2 heads."""
 PROMPTS = ([5], [3, 40, 41, 2], [9, 8, 7, 6, 5, 4, 3, 2])
-
-
-@pytest.fixture(scope="module")
-def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made: dict[str, Path] = {}
-    for name, by_kind in REMOVED.items():
-        removed = {LAYER.format(at, kind): some for kind, layers in by_kind.items() for at, some in enumerate(layers)}
-        if name == "hidden":
-            removed["model.hidden"] = [4, 9]
-        made[name] = tmp_path_factory.mktemp("results") / name
-        lorashear.apply(lorashear.plan(folder, removed), folder, made[name])
-    return made
 
 
 def loaded(folder: Path) -> Any:
