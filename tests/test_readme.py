@@ -14,7 +14,7 @@ import pytest
 from lorashear.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = 8
+DOCUMENTS = 4
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
