@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository to a relative path; of the text as much as makes a few dozen windows."""
+    """A folder that looks like the repository to a relative path; of the text as much as training and calibration need."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
     run(folder, sys.executable, "examples/stdlib_text.py", "out/demo/text")
