@@ -15,9 +15,11 @@ KNOWN = {
     "default": set(),
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "yarn": {"factor", "beta_fast", "beta_slow", "original_max_position_embeddings"},
+    "yarn": {"factor", "original_max_position_embeddings"},
 }
 """Fields of each type that are understood."""
+FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+"""Of yarn. There are keys for the first two, which llama.cpp does not read for a LLaMA."""
 ALWAYS = {"rope_theta", "rope_type", "type"}
 
 
@@ -29,8 +31,9 @@ def check(llama: Llama) -> None:
     given = {name: value for name, value in llama.rope.items() if name not in ALWAYS and value is not None}
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
         raise LorashearError("its rotary embeddings turn a part of each head, and llama.cpp turns whole ones")
-    if kind == "yarn" and given.pop("truncate", True) is not True:
-        raise LorashearError("its rotary embeddings have truncate off, and llama.cpp truncates")
+    for name, fixed in FIXED.items() if kind == "yarn" else ():
+        if given.pop(name, fixed) != fixed:
+            raise LorashearError(f"its rotary embeddings have a {name} of {llama.rope[name]}, and llama.cpp {fixed}")
     if kind != "default" and (odd := next((name for name in given if name not in KNOWN[kind]), None)):
         raise LorashearError(f"its rotary embeddings of type {kind} have {odd}, which llama.cpp has no key for")
     if llama.head_dim % 2:
@@ -49,8 +52,6 @@ def values(llama: Llama) -> dict[str, Any]:
     if kind == "yarn":
         before = rope.get("original_max_position_embeddings") or llama.positions
         found["rope.scaling.original_context_length"] = int(before)
-        found["rope.scaling.yarn_beta_fast"] = float(rope.get("beta_fast") or 32)
-        found["rope.scaling.yarn_beta_slow"] = float(rope.get("beta_slow") or 1)
     return found
 
 
