@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep test-onnx test-mlx check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv demo test test-deep test-llama-cpp test-onnx test-mlx check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,6 +24,10 @@ test: .venv/stamp  ## the whole test suite (e.g. PYTEST_FLAGS='-m "not slow"')
 
 test-deep: .venv/stamp  ## the property tests over 10000 random programs each; about an hour
 	LORASHEAR_PROGRAMS=10000 $(BIN)/python -m pytest -n 2 tests/test_properties.py
+
+test-llama-cpp: .venv/stamp  ## exports to GGUF in llama.cpp itself, which is built from source; half an hour at most
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install -c constraints.txt llama-cpp-python
+	$(BIN)/python -m pytest -m llama_cpp tests/test_llama_cpp.py
 
 test-onnx: .venv/stamp  ## what was exported, run by onnxruntime-genai and OpenVINO
 	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai openvino

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
+from lorashear.engines.gguf_file import Gguf
+from lorashear.engines.gguf_lora import GgufLora
 from lorashear.engines.mlx import Mlx
 from lorashear.engines.needs import NEEDS
 from lorashear.engines.onnx_folder import Onnx
@@ -13,10 +16,13 @@ from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
 from lorashear.engines.target import Target, Wish
 from lorashear.errors import LorashearError
+from lorashear.lora import CONFIG, held_in
 from lorashear.output import check_file, check_target, output_file, output_folder
 from lorashear.stages import Progress
 
-TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Onnx(), Mlx())}
+TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Gguf(), Onnx(), Mlx())}
+ADAPTERS: dict[str, Target] = {each.name: each for each in (GgufLora(),)}
+"""Those for the folder of an adapter, whose checkpoint is the adapter's."""
 ALSO = {"safetensors": "transformers"}
 """Other names."""
 
@@ -30,7 +36,7 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Write a model or result folder to ``path`` in a format, one of `TARGETS`; it appears whole or not at all.
+    """Write a model or result folder, or the folder of an adapter, to ``path`` in a format, one of `TARGETS`; it appears whole or not at all.
 
     Args:
         model: a folder; or a transformers model in memory, which is saved to a folder first.
@@ -43,12 +49,12 @@ def export(
     Raises:
         LorashearError: an unknown format or dtype, no model, one that the format cannot hold, or the target is in use.
     """
-    target, wish = _target(format), Wish(dtype)
-    if dtype is not None and dtype not in target.dtypes:
-        known = f"there is {', '.join(target.dtypes)}" if target.dtypes else "it keeps what is stored: leave dtype out"
-        raise LorashearError(f"dtype is {dtype}, which {target.name} does not have; {known}")
+    target, wish = _target(format, TARGETS), Wish(dtype)
     if isinstance(model, str | Path):
-        return _written(Path(model).expanduser(), target, Path(path), wish, overwrite, progress)
+        folder = Path(model).expanduser()
+        if _is_adapter(folder):
+            target = _target(format, ADAPTERS, " of an adapter")
+        return _written(folder, target, Path(path), wish, overwrite, progress)
     save = getattr(model, "save_pretrained", None)
     if save is None:
         raise LorashearError(f"export takes a folder or a transformers model, and {type(model).__name__} is neither")
@@ -63,8 +69,9 @@ def refusals(folder: str | Path) -> dict[str, str | None]:
     Raises:
         LorashearError: there is no model.
     """
-    source = Checkpoint.open(Path(folder).expanduser())
-    return {name: target.refusal(source) for name, target in TARGETS.items()}
+    folder = Path(folder).expanduser()
+    source, targets = _opened(folder), ADAPTERS if _is_adapter(folder) else TARGETS
+    return {name: target.refusal(source) for name, target in targets.items()}
 
 
 def check_loads(source: Checkpoint, engine: str, tensor_parallel: int = 1) -> None:
@@ -83,15 +90,26 @@ def check_loads(source: Checkpoint, engine: str, tensor_parallel: int = 1) -> No
         )
 
 
-def _target(format: str) -> Target:
-    found = TARGETS.get(ALSO.get(format, format))
+def _target(format: str, targets: Mapping[str, Target], of: str = "") -> Target:
+    found = targets.get(ALSO.get(format, format))
     if found is None:
-        raise LorashearError(f"there is no export to {format}; there is {', '.join(TARGETS)}")
+        raise LorashearError(f"there is no export{of} to {format}; there is {', '.join(targets)}")
     return found
 
 
+def _is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
+
+
+def _opened(folder: Path) -> Checkpoint:
+    return held_in(folder) if _is_adapter(folder) else Checkpoint.open(folder)
+
+
 def _written(folder: Path, target: Target, path: Path, wish: Wish, overwrite: bool, progress: Progress | None) -> str:
-    source = Checkpoint.open(folder)
+    if (dtype := wish.dtype) is not None and dtype not in target.dtypes:
+        known = f"there is {', '.join(target.dtypes)}" if target.dtypes else "it keeps what is stored: leave dtype out"
+        raise LorashearError(f"dtype is {dtype}, which {target.name} does not have; {known}")
+    source = _opened(folder)
     if reason := target.refusal(source):
         raise LorashearError(f"'{folder}' cannot go to {target.name}: {reason}")
 

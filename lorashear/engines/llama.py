@@ -36,7 +36,7 @@ class Llama:
     """What an engine has to know of a LLaMA beside its weights.
 
     ``rope`` is `rope_parameters` of the config, with ``rope_theta`` and ``rope_type``; ``positions`` is how many tokens it was made
-    for; ``tied`` is whether the output head is the embedding.
+    for; ``tied`` is whether the output head is the embedding, which is stored as the tensor ``embedding``.
     """
 
     hidden: int
@@ -47,6 +47,7 @@ class Llama:
     positions: int
     rope: Mapping[str, Any]
     tied: bool
+    embedding: str = EMBEDDING
 
     @property
     def is_uniform(self) -> bool:
@@ -70,7 +71,11 @@ class Llama:
         if odd := next((name for name in source.tensors if name.endswith(".bias")), None):
             raise LorashearError(f"{odd} is a bias")
         _check_overrides(config)
-        vocabulary, hidden = _shape(source, EMBEDDING)
+        tied = bool(config.get("tie_word_embeddings"))
+        embedding = HEAD if tied and EMBEDDING not in source.tensors else EMBEDDING
+        vocabulary, hidden = _shape(source, embedding)
+        if not tied:
+            _shape(source, HEAD)
         head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         found = cls(
             hidden=hidden,
@@ -79,8 +84,9 @@ class Llama:
             layers=tuple(_layer(source, f"model.layers.{at}.", head_dim) for at in range(config["num_hidden_layers"])),
             eps=config["rms_norm_eps"],
             positions=config["max_position_embeddings"],
-            rope={"rope_type": "default", **(config.get("rope_parameters") or {"rope_theta": config["rope_theta"]})},
-            tied=bool(config.get("tie_word_embeddings")),
+            rope=_rope(config),
+            tied=tied,
+            embedding=embedding,
         )
         known = {EMBEDDING, NORM, HEAD}
         for at in range(len(found.layers)):
@@ -110,6 +116,13 @@ def _layer(source: Checkpoint, prefix: str, head_dim: int) -> Layer:
             f"{prefix}self_attn has {queries} query and {keys} key rows for heads of {head_dim}, which do not share keys evenly"
         )
     return Layer(queries // head_dim, keys // head_dim, ffn)
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """In either spelling: `rope_parameters`, or the `rope_theta` and `rope_scaling` of before."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    default = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": found.get("type", "default")}
+    return {**default, **found}
 
 
 def _shape(source: Checkpoint, name: str) -> tuple[int, ...]:
