@@ -395,7 +395,7 @@ def test_llama_2_is_read_as_sentencepiece_has_it(shared_data: Path) -> None:
         and found.tokens[278] == "▁the"
         and len(found.tokens) == 32000
     )
-    assert found.types[:4] == [2, 3, 3, 6] and found.scores[259:262] == [0.0, -1.0, -2.0]
+    assert found.types[:4] == [2, 3, 3, 6] and found.scores[260:263] == [-1.0, -2.0, -3.0]
     assert found.adds == {"bos_token": True, "eos_token": False, "space_prefix": True}
 
 
