@@ -185,7 +185,7 @@ def test_it_cuts_words_as_byte_level_tokenizers_do(pre: str, tmp_path: Path) -> 
     made.pre_tokenizer = pre_tokenizers.Sequence([cut, level]) if expression else level
     if pre == "smollm":
         made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), level])
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:-20]  # letters of bytes that it lacks are left out by both
     made.train_from_iterator(sources, BpeTrainer(vocab_size=2000, special_tokens=["<s>"], initial_alphabet=alphabet))
     folder = blank(tmp_path / "model", 2000)
     made.save(str(folder / "tokenizer.json"))

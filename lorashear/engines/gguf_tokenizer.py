@@ -46,7 +46,7 @@ EXPRESSIONS = {
 }
 """What llama.cpp calls them, by whether words that are tokens are left whole (`ignore_merges`)."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-NO_BYTES = "its tokenizer has no tokens for bytes, so that llama.cpp fails at a character that it does not know, where it says unk"
+NO_BYTES = "its tokenizer has no tokens for bytes, so that llama.cpp stops the program at a character that it does not know, where it says unk"
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,12 @@ def _of_json(
         missing
         and not merges
         and model.get("fuse_unk")
-        and "unknown" in ids
+        and UNKNOWN in types
         and not any(len(t) > 1 for t, kind in zip(tokens, types, strict=True) if kind == NORMAL)
     ):
-        return Vocabulary("t5", tokens, types, ids, adds, [-1.0] * len(tokens))
+        if adds["space_prefix"]:
+            notes.append("text of nothing but spaces gets one less in llama.cpp")
+        return Vocabulary("t5", tokens, types, ids, adds, [-1.0] * len(tokens), notes=notes)
     if missing:
         notes.append(NO_BYTES)
     if pieces is not None and [each.text for each in pieces.pieces] == tokens[: len(pieces.pieces)]:
@@ -177,9 +179,9 @@ def _byte_level(
         raise LorashearError(
             f"its tokenizer changes text before it splits it ({before[0]['type']}), and llama.cpp does not"
         )
-    if missing := set(_letters()) - set(tokens):
+    if UNKNOWN in types and (missing := set(_letters()) - set(tokens)):
         raise LorashearError(
-            f"its tokenizer lacks {len(missing)} of 256 bytes, which llama.cpp would leave out of a text"
+            f"its tokenizer lacks {len(missing)} of 256 bytes, which are unk in it, and llama.cpp leaves out of a text"
         )
     if "eos" not in ids:
         raise LorashearError(
