@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import lorashear
+from lorashear.engines.gguf_tokenizer import EXPRESSIONS
 
 try:
     import llama_cpp
+    from gguf import GGUFReader
 except ImportError:
     llama_cpp = None
 
@@ -34,6 +37,7 @@ pytestmark = [
     pytest.mark.skipif(llama_cpp is None, reason="no llama.cpp: `make test-llama-cpp` builds and tests it"),
 ]
 
+ROOT = Path(__file__).resolve().parent.parent
 SHARED = ("stories260k", "tinystories-656k", "babyllama-105")
 MODELS = ("uniform", "layers", *(f"{name}/{form}" for name in SHARED for form in ("uniform", "layers")))
 BOUNDS = {"f32": 1e-4, "f16": 0.05, "bf16": 0.5, "q8_0": 1.0}
@@ -155,6 +159,59 @@ def test_it_splits_text_as_the_tokenizer_does(
     with opened(out, vocab_only=True) as model:
         for text in texts:
             assert model.tokenize(text.encode(), add_bos=True, special=True) == tokenizer.encode(text).ids, text
+
+
+def blank(folder: Path, rows: int) -> Path:
+    """A model of no worth with so many rows of embeddings, for a tokenizer."""
+    config = LlamaConfig(
+        vocab_size=rows, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, eos_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", *EXPRESSIONS.values()])
+def test_it_cuts_words_as_byte_level_tokenizers_do(pre: str, tmp_path: Path) -> None:
+    """Trained on this repository's own text, and held against the tests', in which there is more than English."""
+    sources = [
+        file.read_text(encoding="utf-8") for file in sorted(ROOT.glob("*.md")) + sorted((ROOT / "tests").glob("*.py"))
+    ]
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    expression, ignore_merges = next((key for key, name in EXPRESSIONS.items() if name == pre), ("", False))
+    made = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(expression), "isolated")
+    level.use_regex = not expression
+    made.pre_tokenizer = pre_tokenizers.Sequence([cut, level]) if expression else level
+    if pre == "smollm":
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), level])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:-20]  # letters of bytes that it lacks are left out by both
+    made.train_from_iterator(sources, BpeTrainer(vocab_size=2000, special_tokens=["<s>"], initial_alphabet=alphabet))
+    folder = blank(tmp_path / "model", 2000)
+    made.save(str(folder / "tokenizer.json"))
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["model"]["ignore_merges"] = ignore_merges
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<s>", "bos_token": "<s>"}))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    lorashear.export(folder, "gguf", tmp_path / "out.gguf")
+    assert GGUFReader(tmp_path / "out.gguf").fields["tokenizer.ggml.pre"].contents() == pre
+    with opened(tmp_path / "out.gguf", vocab_only=True) as model:
+        for text in (*TEXTS, *sources):
+            assert model.tokenize(text.encode(), add_bos=True, special=True) == tokenizer.encode(text).ids, text
+
+
+def test_it_splits_text_as_sentencepiece_does(shared_data: Path, tmp_path: Path) -> None:
+    judge = pytest.importorskip("sentencepiece").SentencePieceProcessor()
+    judge.Load(str(shared_data / "tokenizers" / "llama-32k" / "tokenizer.model"))
+    folder = blank(tmp_path / "model", 32000)
+    shutil.copy(shared_data / "tokenizers" / "llama-32k" / "tokenizer.model", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))
+    lorashear.export(folder, "gguf", tmp_path / "out.gguf")
+    lines = (shared_data / "text/c4/valid.jsonl").read_text(encoding="utf-8").splitlines()[:200]
+    with opened(tmp_path / "out.gguf", vocab_only=True) as model:
+        for text in (*TEXTS, *(json.loads(line)["text"] for line in lines)):
+            assert model.tokenize(text.encode(), add_bos=True) == [1, *judge.Encode(text)], text
 
 
 @pytest.mark.parametrize("form", ["uniform", "layers"])

@@ -49,18 +49,16 @@ def export(
     Raises:
         LorashearError: an unknown format or dtype, no model, one that the format cannot hold, or the target is in use.
     """
-    target, wish = _target(format, TARGETS), Wish(dtype)
+    _target(format, TARGETS)
+    wish = Wish(dtype)
     if isinstance(model, str | Path):
-        folder = Path(model).expanduser()
-        if _is_adapter(folder):
-            target = _target(format, ADAPTERS, " of an adapter")
-        return _written(folder, target, Path(path), wish, overwrite, progress)
+        return _written(Path(model).expanduser(), format, Path(path), wish, overwrite, progress)
     save = getattr(model, "save_pretrained", None)
     if save is None:
         raise LorashearError(f"export takes a folder or a transformers model, and {type(model).__name__} is neither")
     with tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
         save(scratch)
-        return _written(Path(scratch), target, Path(path), wish, overwrite, progress)
+        return _written(Path(scratch), format, Path(path), wish, overwrite, progress)
 
 
 def refusals(folder: str | Path) -> dict[str, str | None]:
@@ -105,7 +103,8 @@ def _opened(folder: Path) -> Checkpoint:
     return held_in(folder) if _is_adapter(folder) else Checkpoint.open(folder)
 
 
-def _written(folder: Path, target: Target, path: Path, wish: Wish, overwrite: bool, progress: Progress | None) -> str:
+def _written(folder: Path, format: str, path: Path, wish: Wish, overwrite: bool, progress: Progress | None) -> str:
+    target = _target(format, ADAPTERS, " of an adapter") if _is_adapter(folder) else _target(format, TARGETS)
     if (dtype := wish.dtype) is not None and dtype not in target.dtypes:
         known = f"there is {', '.join(target.dtypes)}" if target.dtypes else "it keeps what is stored: leave dtype out"
         raise LorashearError(f"dtype is {dtype}, which {target.name} does not have; {known}")

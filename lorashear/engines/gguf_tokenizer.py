@@ -46,7 +46,9 @@ EXPRESSIONS = {
 }
 """What llama.cpp calls them, by whether words that are tokens are left whole (`ignore_merges`)."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-NO_BYTES = "its tokenizer has no tokens for bytes, so that llama.cpp fails at a character that it does not know, where it says unk"
+NO_BYTES = "its tokenizer has no tokens for bytes, so that llama.cpp stops the program at a character that it does not know, where it says unk"
+UNLISTED = "llama.cpp joins every two pieces that make a token, of which the tokenizer lists some alone: seldom, it splits text otherwise"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -134,35 +136,35 @@ def _of_json(
         return _byte_level(
             tokens, types, ids, adds, merges, before, _expression(cutters, bool(model.get("ignore_merges")))
         )
+    return _joined(model, pieces, tokens, types, ids, adds, merges, before, cutters)
+
+
+def _joined(
+    model: Mapping[str, Any], pieces: SentencePiece | None, tokens: list[str], types: list[int], ids: Mapping[str, int],
+    adds: Mapping[str, bool], merges: list[tuple[str, ...]], before: list[dict[str, Any]], cutters: list[dict[str, Any]],
+) -> Vocabulary:  # fmt: skip
+    """Of pieces in which spaces are `SPACE`."""
     if model.get("ignore_merges"):
         raise LorashearError("its tokenizer has ignore_merges, which llama.cpp has for byte-level BPE alone")
     adds, notes = {**adds, "space_prefix": _space(before, cutters)}, []
     if any(step.get("prepend_scheme", "never") != "never" for step in cutters):
         notes.append("llama.cpp puts a space before text that begins with one, or follows a special token, too")
-    if model.get("byte_fallback") and not (missing := _bytes_missing(tokens)):
-        types = [
-            BYTE if re.fullmatch("<0x[0-9A-F]{2}>", each) else type for each, type in zip(tokens, types, strict=True)
-        ]
+    has_bytes = bool(model.get("byte_fallback")) and not _bytes_missing(tokens)
+    long = any(len(each) > 1 for each, kind in zip(tokens, types, strict=True) if kind == NORMAL)
+    if not (has_bytes or long or merges) and model.get("fuse_unk") and UNKNOWN in types:
+        if adds["space_prefix"]:
+            notes.append("text of nothing but spaces gets one less in llama.cpp")
+        return Vocabulary("t5", tokens, types, ids, adds, [-1.0] * len(tokens), notes=notes)
+    if has_bytes:
+        types = [BYTE if _BYTE.fullmatch(each) else kind for each, kind in zip(tokens, types, strict=True)]
     else:
-        missing = True
-    if (
-        missing
-        and not merges
-        and model.get("fuse_unk")
-        and "unknown" in ids
-        and not any(len(t) > 1 for t, kind in zip(tokens, types, strict=True) if kind == NORMAL)
-    ):
-        return Vocabulary("t5", tokens, types, ids, adds, [-1.0] * len(tokens))
-    if missing:
         notes.append(NO_BYTES)
+    if not _as_scored(tokens, types, merges):
+        notes.append(UNLISTED)
     if pieces is not None and [each.text for each in pieces.pieces] == tokens[: len(pieces.pieces)]:
         scores = [each.score for each in pieces.pieces] + [0.0] * (len(tokens) - len(pieces.pieces))
     else:
         scores = _scores(tokens, merges)
-    if not _as_scored(tokens, types, merges):
-        notes.append(
-            "llama.cpp joins every two pieces that make a token, of which the tokenizer lists some alone: seldom, it splits text otherwise"
-        )
     return Vocabulary("llama", tokens, types, ids, adds, scores, notes=notes)
 
 
@@ -177,9 +179,9 @@ def _byte_level(
         raise LorashearError(
             f"its tokenizer changes text before it splits it ({before[0]['type']}), and llama.cpp does not"
         )
-    if missing := set(_letters()) - set(tokens):
+    if UNKNOWN in types and (missing := set(_letters()) - set(tokens)):
         raise LorashearError(
-            f"its tokenizer lacks {len(missing)} of 256 bytes, which llama.cpp would leave out of a text"
+            f"its tokenizer lacks {len(missing)} of 256 bytes, which are unk in it, and llama.cpp leaves out of a text"
         )
     if "eos" not in ids:
         raise LorashearError(
