@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep test-mlx check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv demo test test-deep test-mlx test-onnxruntime-genai test-openvino check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -28,6 +28,14 @@ test-deep: .venv/stamp  ## the property tests over 10000 random programs each; a
 test-mlx: .venv/stamp  ## what was exported, run by mlx-lm
 	$(BIN)/python -m pip install -q -c constraints.txt 'mlx[cpu]; sys_platform == "linux"' mlx-lm
 	$(BIN)/python -m pytest tests/test_mlx.py
+
+test-onnxruntime-genai: .venv/stamp  ## what was exported, run by onnxruntime-genai
+	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai
+	$(BIN)/python -m pytest tests/test_onnxruntime_genai.py
+
+test-openvino: .venv/stamp  ## what was exported, run by OpenVINO
+	$(BIN)/python -m pip install -q -c constraints.txt openvino
+	$(BIN)/python -m pytest tests/test_openvino.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from lorashear.checkpoint import Checkpoint
 from lorashear.engines.mlx import Mlx
 from lorashear.engines.needs import NEEDS
 from lorashear.engines.onnx_model import Onnx
+from lorashear.engines.openvino_model import OpenVino
 from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
 from lorashear.engines.target import Target, Wish
@@ -16,7 +17,7 @@ from lorashear.errors import LorashearError
 from lorashear.output import check_file, check_target, output_file, output_folder
 from lorashear.stages import Progress
 
-TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Mlx(), Onnx())}
+TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Mlx(), Onnx(), OpenVino())}
 ALSO = {"safetensors": "transformers"}
 """Other names."""
 

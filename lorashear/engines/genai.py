@@ -14,7 +14,14 @@ TYPE = "decoder"
 
 
 def genai_config(
-    source: Checkpoint, *, graph: str, layers: int, heads: int, head_size: int, vocabulary: int, inputs: Mapping[str, str]
+    source: Checkpoint,
+    *,
+    graph: str,
+    layers: int,
+    heads: int,
+    head_size: int,
+    vocabulary: int,
+    inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of the file.
 

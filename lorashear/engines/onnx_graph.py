@@ -16,11 +16,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lorashear.engines.onnx_model import INPUTS, OUTPUT, PAST, PRESENT
 from lorashear.errors import LorashearError
 
 OPSET = 18
-INPUTS, OUTPUT = ("input_ids", "attention_mask", "position_ids"), "logits"
-PAST, PRESENT = "past_key_values.{}.{}", "present.{}.{}"
 BATCH, NEW, EARLIER, ALL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 EXAMPLE = (2, 3, 5)
 """Rows, new tokens and earlier tokens that are traced: numbers that nothing takes for a constant."""
@@ -36,20 +35,22 @@ class Cached:
 
 
 def cached(model: PreTrainedModel) -> list[Cached]:
-    """What each layer keeps; by running the model, which may be on the meta device.
+    """What each layer keeps of tokens; by running the model, which may be on the meta device.
 
     Raises:
-        LorashearError: it keeps something else than keys and values of all tokens, or it cannot be run on tokens alone; the
-            message is half a sentence that says what.
+        LorashearError: it keeps something else than keys and values of all tokens, has experts, or cannot be run on tokens alone;
+            the message is half a sentence that says what.
     """
     if model.config.is_encoder_decoder:
         raise LorashearError("it has an encoder, and a decoder alone is meant")
+    if _has_experts(model):
+        raise LorashearError("it has experts, of which a graph would copy weights for each token")
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     try:
         with torch.no_grad():
             found = model(input_ids=ids, use_cache=True).get("past_key_values")
     except Exception as error:
-        raise LorashearError(f"it does not run on token ids alone: {_first(error)}") from error
+        raise LorashearError(f"it cannot be traced without weights: {_first(error)}") from error
     if type(found) is not DynamicCache:
         raise LorashearError("it keeps no keys and values of the tokens that it has read")
     kept: list[Cached] = []
@@ -65,6 +66,12 @@ def cached(model: PreTrainedModel) -> list[Cached]:
     return kept
 
 
+def _has_experts(model: PreTrainedModel) -> bool:
+    """Whether weights of several experts are stacked, as transformers has them."""
+    modules = (module for module in model.modules() if not isinstance(module, torch.nn.Conv1d))
+    return any(each.dim() == 3 for module in modules for each in module.parameters(recurse=False))
+
+
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether it is told where tokens are; others, as those with ALiBi, see that in the attention mask."""
     return INPUTS[2] in inspect.signature(model.forward).parameters
@@ -73,8 +80,7 @@ def takes_positions(model: PreTrainedModel) -> bool:
 def write_graph(model: PreTrainedModel, kept: list[Cached], file: Path, told: Callable[[int, int], None]) -> None:
     """Write the graph of a model to a file, its weights to ``.data`` beside it.
 
-    The weights lie in memory once more than the model: the exporter transposes those of linear layers. They are written
-    tensor by tensor.
+    The exporter takes the weights as they lie in memory, and they are written tensor by tensor: no second copy is made.
 
     Raises:
         LorashearError: torch cannot export it; half a sentence that says why.
@@ -92,14 +98,19 @@ def write_graph(model: PreTrainedModel, kept: list[Cached], file: Path, told: Ca
     positioned = takes_positions(model)
     token, before = {0: BATCH, 1: NEW}, {0: BATCH, 2: EARLIER}
     pairs = [(at, part) for at in range(len(kept)) for part in ("key", "value")]
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 _WithCache(model).eval(),
                 (ids, mask, positions if positioned else None, past),
                 input_names=[*INPUTS[: 3 if positioned else 2], *(PAST.format(*pair) for pair in pairs)],
                 output_names=[OUTPUT, *(PRESENT.format(*pair) for pair in pairs)],
-                dynamic_shapes=(token, {0: BATCH, 1: ALL}, token if positioned else None, [(before, before)] * len(kept)),
+                dynamic_shapes=(
+                    token,
+                    {0: BATCH, 1: ALL},
+                    token if positioned else None,
+                    [(before, before)] * len(kept),
+                ),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -108,7 +119,7 @@ def write_graph(model: PreTrainedModel, kept: list[Cached], file: Path, told: Ca
             raise LorashearError(f"torch.onnx cannot export it: {_first(error)}") from error
     assert program is not None, "with dynamo there is a program"
     graph = program.model
-    _strip(graph)
+    strip(graph)
     every = sum(each.const_value.nbytes for each in graph.graph.initializers.values() if each.const_value is not None)
     done = 0
 
@@ -118,6 +129,7 @@ def write_graph(model: PreTrainedModel, kept: list[Cached], file: Path, told: Ca
         told(min(done, every), every)
 
     onnx_ir.save(graph, file, external_data=f"{file.name}.data", callback=wrote)
+    told(every, every)  # the smallest lie in the graph itself
 
 
 class _WithCache(torch.nn.Module):
@@ -142,7 +154,7 @@ class _WithCache(torch.nn.Module):
         return found.logits, [each for layer in cache.layers for each in (layer.keys, layer.values)]  # type: ignore[misc]
 
 
-def _strip(model: Any) -> None:
+def strip(model: Any) -> None:
     """Leave out where in which file each node was made, which says nothing about the model."""
     for part in (model, model.graph, *model.functions.values()):
         part.metadata_props.clear()
@@ -165,7 +177,7 @@ def _first(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nothing that torch says of its own exporter, in warnings, its log or on the terminal."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

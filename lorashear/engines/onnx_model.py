@@ -14,7 +14,10 @@ from lorashear.errors import LorashearError
 from lorashear.folder import BESIDE, MODELING_FILE, taken_along, write_json
 
 GRAPH = "model.onnx"
-GRAPH_BYTES = 4 << 20
+INPUTS, OUTPUT = ("input_ids", "attention_mask", "position_ids"), "logits"
+PAST, PRESENT = "past_key_values.{}.{}", "present.{}.{}"
+"""Of a layer's number, and "key" or "value"."""
+GRAPH_BYTES = 1 << 20
 """Of a graph without its weights, about."""
 
 
@@ -46,7 +49,9 @@ class Onnx:
         return weights + GRAPH_BYTES + sum(file.stat().st_size for file in taken_along(source))
 
     def write(self, source: Checkpoint, out: Path, wish: Wish, told: Told) -> str:
-        """By torch's exporter, with the whole model in memory, up to twice; in float32 where nothing else is wished.
+        """By torch's exporter; in float32 where nothing else is wished.
+
+        The whole model is in memory, once in the dtype wished and, while it is loaded, as it is stored too.
 
         Raises:
             LorashearError: a package is missing, or torch cannot export the model.
@@ -57,11 +62,12 @@ class Onnx:
             )
         from transformers import AutoModelForCausalLM
 
-        from lorashear.engines.onnx_graph import INPUTS, cached, takes_positions, write_graph
+        from lorashear.engines.onnx_graph import cached, quiet, takes_positions, write_graph
         from lorashear.loading import DTYPES
 
         dtype = wish.dtype or self.dtypes[0]
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=DTYPES[dtype]).eval()
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=DTYPES[dtype]).eval()
         kept = cached(model)
         try:
             write_graph(model, kept, out / GRAPH, told)
@@ -81,5 +87,10 @@ class Onnx:
             inputs={name: name for name in inputs},
         )
         write_json(out / FILE, content)
+        return self.said(source, wish)
+
+    def said(self, source: Checkpoint, wish: Wish) -> str:
+        """In which dtype the weights are, if that is not the stored one."""
+        dtype = wish.dtype or self.dtypes[0]
         stored = {info.dtype for info in source.tensors.values()} - {{"float32": "F32", "float16": "F16"}[dtype]}
         return f"weights of {' and '.join(sorted(stored))} became {dtype}" if stored else ""
