@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep test-llama-cpp test-onnx test-mlx check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv demo test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,13 +29,17 @@ test-llama-cpp: .venv/stamp  ## exports to GGUF in llama.cpp itself, which is bu
 	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BIN)/python -m pip install -c constraints.txt llama-cpp-python
 	$(BIN)/python -m pytest -m llama_cpp tests/test_llama_cpp.py
 
-test-onnx: .venv/stamp  ## what was exported, run by onnxruntime-genai and OpenVINO
-	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai openvino
-	$(BIN)/python -m pytest tests/test_onnx.py
-
 test-mlx: .venv/stamp  ## what was exported, run by mlx-lm
 	$(BIN)/python -m pip install -q -c constraints.txt 'mlx[cpu]; sys_platform == "linux"' mlx-lm
 	$(BIN)/python -m pytest tests/test_mlx.py
+
+test-onnxruntime-genai: .venv/stamp  ## what was exported, run by onnxruntime-genai
+	$(BIN)/python -m pip install -q -c constraints.txt onnxruntime-genai
+	$(BIN)/python -m pytest tests/test_onnxruntime_genai.py
+
+test-openvino: .venv/stamp  ## what was exported, run by OpenVINO
+	$(BIN)/python -m pip install -q -c constraints.txt openvino
+	$(BIN)/python -m pytest tests/test_openvino.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -11,7 +11,8 @@ from lorashear.engines.gguf_file import Gguf
 from lorashear.engines.gguf_lora import GgufLora
 from lorashear.engines.mlx import Mlx
 from lorashear.engines.needs import NEEDS
-from lorashear.engines.onnx_folder import Onnx
+from lorashear.engines.onnx_model import Onnx
+from lorashear.engines.openvino_model import OpenVino
 from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
 from lorashear.engines.target import Target, Wish
@@ -20,7 +21,7 @@ from lorashear.lora import CONFIG, held_in
 from lorashear.output import check_file, check_target, output_file, output_folder
 from lorashear.stages import Progress
 
-TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Gguf(), Onnx(), Mlx())}
+TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Gguf(), Onnx(), OpenVino(), Mlx())}
 ADAPTERS: dict[str, Target] = {each.name: each for each in (GgufLora(),)}
 """Those for the folder of an adapter, whose checkpoint is the adapter's."""
 ALSO = {"safetensors": "transformers"}

@@ -1,126 +1,190 @@
-"""A language model as an ONNX graph that takes its key-value cache and gives it back."""
+"""A causal language model as an ONNX graph, with the keys and values of earlier tokens as its inputs and outputs."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import DynamicCache
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lorashear.engines.onnx_model import INPUTS, OUTPUT, PAST, PRESENT
 from lorashear.errors import LorashearError
 
-INSTALL = "pip install 'lorashear[onnx]'"
 OPSET = 18
-KEY, VALUE = "past_key_values.{}.key", "past_key_values.{}.value"
-NEW_KEY, NEW_VALUE = "present.{}.key", "present.{}.value"
-INPUTS = ("input_ids", "attention_mask", "position_ids")
-LOGITS = "logits"
-
-Entries = list[tuple[torch.Tensor, torch.Tensor]]
+BATCH, NEW, EARLIER, ALL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+EXAMPLE = (2, 3, 5)
+"""Rows, new tokens and earlier tokens that are traced: numbers that nothing takes for a constant."""
 
 
-class _WithCache(nn.Module):
-    """Keys and values of each layer come as tensors and go as tensors."""
+@dataclass(frozen=True)
+class Cached:
+    """What a layer keeps of a token: so many heads, and the sizes of a key and of a value."""
 
-    def __init__(self, model: nn.Module) -> None:
+    heads: int
+    key: int
+    value: int
+
+
+def cached(model: PreTrainedModel) -> list[Cached]:
+    """What each layer keeps of tokens; by running the model, which may be on the meta device.
+
+    Raises:
+        LorashearError: it keeps something else than keys and values of all tokens, has experts, or cannot be run on tokens alone;
+            the message is half a sentence that says what.
+    """
+    if model.config.is_encoder_decoder:
+        raise LorashearError("it has an encoder, and a decoder alone is meant")
+    if _has_experts(model):
+        raise LorashearError("it has experts, of which a graph would copy weights for each token")
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    try:
+        with torch.no_grad():
+            found = model(input_ids=ids, use_cache=True).get("past_key_values")
+    except Exception as error:
+        raise LorashearError(f"it cannot be traced without weights: {_first(error)}") from error
+    if type(found) is not DynamicCache:
+        raise LorashearError("it keeps no keys and values of the tokens that it has read")
+    kept: list[Cached] = []
+    for at, layer in enumerate(found.layers):
+        if window := getattr(layer, "sliding_window", None):
+            raise LorashearError(f"its layer {at} sees {window} tokens, and all are meant")
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if type(layer) is not DynamicLayer or keys is None or values is None or not keys.dim() == values.dim() == 4:
+            raise LorashearError(f"its layer {at} keeps no keys and values, but a {type(layer).__name__}")
+        if keys.shape[:3] != (1, values.shape[1], 2):
+            raise LorashearError(f"its layer {at} keeps keys of shape {list(keys.shape)} for two tokens")
+        kept.append(Cached(keys.shape[1], keys.shape[3], values.shape[3]))
+    return kept
+
+
+def _has_experts(model: PreTrainedModel) -> bool:
+    """Whether weights of several experts are stacked, as transformers has them."""
+    modules = (module for module in model.modules() if not isinstance(module, torch.nn.Conv1d))
+    return any(each.dim() == 3 for module in modules for each in module.parameters(recurse=False))
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether it is told where tokens are; others, as those with ALiBi, see that in the attention mask."""
+    return INPUTS[2] in inspect.signature(model.forward).parameters
+
+
+def write_graph(model: PreTrainedModel, kept: list[Cached], file: Path, told: Callable[[int, int], None]) -> None:
+    """Write the graph of a model to a file, its weights to ``.data`` beside it.
+
+    The exporter takes the weights as they lie in memory, and they are written tensor by tensor: no second copy is made.
+
+    Raises:
+        LorashearError: torch cannot export it; half a sentence that says why.
+    """
+    import onnx_ir
+
+    rows, new, earlier = EXAMPLE
+    ids = torch.zeros(rows, new, dtype=torch.int64)
+    mask = torch.ones(rows, earlier + new, dtype=torch.int64)
+    positions = torch.arange(earlier, earlier + new).repeat(rows, 1)
+    past = [
+        tuple(torch.zeros(rows, each.heads, earlier, size, dtype=model.dtype) for size in (each.key, each.value))
+        for each in kept
+    ]
+    positioned = takes_positions(model)
+    token, before = {0: BATCH, 1: NEW}, {0: BATCH, 2: EARLIER}
+    pairs = [(at, part) for at in range(len(kept)) for part in ("key", "value")]
+    with quiet():
+        try:
+            program = torch.onnx.export(
+                _WithCache(model).eval(),
+                (ids, mask, positions if positioned else None, past),
+                input_names=[*INPUTS[: 3 if positioned else 2], *(PAST.format(*pair) for pair in pairs)],
+                output_names=[OUTPUT, *(PRESENT.format(*pair) for pair in pairs)],
+                dynamic_shapes=(
+                    token,
+                    {0: BATCH, 1: ALL},
+                    token if positioned else None,
+                    [(before, before)] * len(kept),
+                ),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise LorashearError(f"torch.onnx cannot export it: {_first(error)}") from error
+    assert program is not None, "with dynamo there is a program"
+    graph = program.model
+    strip(graph)
+    every = sum(each.const_value.nbytes for each in graph.graph.initializers.values() if each.const_value is not None)
+    done = 0
+
+    def wrote(tensor: Any, _: Any) -> None:
+        nonlocal done
+        done += tensor.nbytes
+        told(min(done, every), every)
+
+    onnx_ir.save(graph, file, external_data=f"{file.name}.data", callback=wrote)
+    told(every, every)  # the smallest lie in the graph itself
+
+
+class _WithCache(torch.nn.Module):
+    """Keys and values go in and come out, in place of the cache that holds them."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Entries
-    ) -> tuple[torch.Tensor, Entries]:
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(past):
-            cache.update(key, value, layer)
-        found: Any = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        past: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        cache = DynamicCache(past)
+        where = {} if position_ids is None else {"position_ids": position_ids}
+        found = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **where
         )
-        return found.logits, [(layer.keys, layer.values) for layer in found.past_key_values.layers]
+        return found.logits, [each for layer in cache.layers for each in (layer.keys, layer.values)]  # type: ignore[misc]
 
 
-def write_graph(model: nn.Module, path: Path) -> None:
-    """Write a causal language model to ``path``, its weights beside it in ``path``.data.
-
-    Inputs are ``input_ids`` and ``position_ids``, int64 [batch, sequence], ``attention_mask``, int64 [batch, past + sequence], and for
-    each layer ``past_key_values.N.key`` and ``.value``, [batch, KV heads of the layer, past, head dim]; outputs are ``logits``
-    [batch, sequence, vocabulary] and ``present.N.key`` and ``.value``, [batch, KV heads, past + sequence, head dim]. Every length may be
-    another one on each call, and the past nothing. The weights are not copied in memory.
-
-    Raises:
-        LorashearError: the exporter's packages are missing, or it cannot export this model.
-    """
-    check_installed()
-    with _quiet(), torch.no_grad():
-        try:
-            past = _entries(model)
-            program = torch.onnx.export(
-                _WithCache(model).eval(),
-                _example(past),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=_dynamic(len(past)),
-                input_names=[*INPUTS, *_names(KEY, VALUE, len(past))],
-                output_names=[LOGITS, *_names(NEW_KEY, NEW_VALUE, len(past))],
-                verbose=False,
-            )
-        except Exception as error:  # of whatever a model does that ONNX cannot say
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise LorashearError(f"{type(model).__name__} cannot be exported as an ONNX graph: {said[:300]}") from error
-        assert program is not None
-        program.save(path, external_data=True)
+def strip(model: Any) -> None:
+    """Leave out where in which file each node was made, which says nothing about the model."""
+    for part in (model, model.graph, *model.functions.values()):
+        part.metadata_props.clear()
+        part.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
-def check_installed() -> None:
-    """Raises LorashearError, with how to install them, where the exporter's packages are not there."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise LorashearError(f"export to ONNX needs packages that are not there ({error}); {INSTALL}") from error
-
-
-def _entries(model: Any) -> Entries:
-    """A cache of three tokens in two rows, whose shapes are those of the layers."""
-    device = next(model.parameters()).device
-    found = model(input_ids=torch.tensor([[0, 1, 2], [2, 1, 0]], device=device), use_cache=True).past_key_values
-    return [(layer.keys, layer.values) for layer in found.layers]
-
-
-def _example(past: Entries) -> tuple[Any, ...]:
-    device = past[0][0].device
-    ids = torch.tensor([[1, 2], [2, 1]], device=device)
-    return ids, torch.ones(2, 5, dtype=torch.int64, device=device), torch.tensor([[3, 4]] * 2, device=device), past
-
-
-def _dynamic(layers: int) -> tuple[Any, ...]:
-    """Which dims may have other sizes, by name."""
-    new, past = {0: "batch", 1: "sequence"}, {0: "batch", 2: "past"}
-    return new, {0: "batch", 1: "total"}, new, [(past, past)] * layers
-
-
-def _names(key: str, value: str, layers: int) -> list[str]:
-    return [name.format(layer) for layer in range(layers) for name in (key, value)]
+def _first(error: Exception) -> str:
+    """What was at the bottom of somebody else's error, in its first line."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter has to say to its developers."""
-    disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+def quiet() -> Iterator[None]:
+    """Nothing that torch says of its own exporter, in warnings, its log or on the terminal."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        stack.callback(logging.disable, before)
+        yield
