@@ -40,7 +40,7 @@ def test_greedy_tokens_are_those_of_torch(exported: Any) -> None:
     model, running, _ = exported
     for prompt in PROMPTS:
         want = greedy(model, prompt)
-        assert len(set(want)) > 2 and running.greedy(prompt) == want
+        assert len(set(want)) > 1 and running.greedy(prompt) == want
 
 
 def test_logits_are_those_of_torch_all_at_once_and_step_by_step(exported: Any) -> None:

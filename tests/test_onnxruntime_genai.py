@@ -36,4 +36,4 @@ def test_greedy_tokens_are_those_of_torch(name: str, tmp_path: Path) -> None:
         for _ in range(64):
             generator.generate_next_token()
         want = greedy(ours, prompt, end=ours.generation_config.eos_token_id)
-        assert len(set(want)) > 2 and generator.get_sequence(0).tolist()[len(prompt) :] == want
+        assert len(set(want)) > 1 and generator.get_sequence(0).tolist()[len(prompt) :] == want

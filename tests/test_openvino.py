@@ -51,7 +51,7 @@ def test_greedy_tokens_are_those_of_torch(name: str, tmp_path: Path) -> None:
         while len(told) < 64:
             told.append(int(read(request, [told[-1:]], len(prompt) + len(told) - 1, [0])[0, -1].argmax()))
         want = greedy(ours, prompt)
-        assert len(set(want)) > 2 and told == want
+        assert len(set(want)) > 1 and told == want
     ids = torch.randint(ours.config.vocab_size, (2, 9))
     request.reset_state()
     read(request, ids[:, :6].tolist(), 0, [0, 1])
