@@ -56,8 +56,7 @@ class OpenVino(Onnx):
 
 def _keep_in_itself(model: Any) -> None:
     """Keys and values become states of the model: rows in the order that ``beam_idx`` asks for, none to begin with."""
-    from openvino import opset13 as ops
-
+    openvino, ops, passes = map(import_module, ("openvino", "openvino.opset13", "openvino.passes"))
     rows = model.input("input_ids").get_partial_shape()[0]
     order = ops.parameter(openvino.PartialShape([rows]), openvino.Type.i32, name="beam_idx")
     order.output(0).get_tensor().add_names({"beam_idx"})
