@@ -29,7 +29,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "models" / "s
 
 def names() -> list[Any]:
     """Of all results, as parameters."""
-    return [*REMOVED, pytest.param("shared", marks=pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data"))]
+    absent = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+    return [*REMOVED, pytest.param("shared", marks=(absent, pytest.mark.slow))]
 
 
 def result(name: str, folder: Path) -> Path:
