@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, MambaConfig, MistralConfig, T5Config
+from transformers import AutoTokenizer, MambaConfig, MistralConfig, MixtralConfig, T5Config
 
 import lorashear
-from lorashear.engines import onnx_graph, onnx_model
+from lorashear.engines import onnx_graph, onnx_model, openvino_model
 from lorashear.engines.exporter import refusals
 from lorashear.errors import LorashearError
 from onnx_results import PROMPTS, Running, cut, greedy, loaded, names, result
@@ -107,6 +107,7 @@ def test_what_it_cannot_hold(uniform: Path, folder: Path, tmp_path: Path, monkey
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
     for config, why in (
         (MistralConfig(**sizes, **heads, sliding_window=8), "its layer 0 sees 8 tokens, and all are meant"),
+        (MixtralConfig(**sizes, **heads, num_local_experts=4), "it has experts, of which a graph would copy weights"),
         (MambaConfig(**sizes, state_size=4), "it keeps no keys and values"),
         (T5Config(vocab_size=96, d_model=32, num_layers=1), "no causal language model can be built"),
     ):
@@ -125,6 +126,9 @@ def test_what_it_cannot_hold(uniform: Path, folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(onnx_model, "find_spec", lambda name: None)
     with pytest.raises(LorashearError, match=r"needs onnx and onnxscript, .* pip install 'lorashear\[onnx\]'"):
         lorashear.export(uniform, "onnx", tmp_path / "out")
+    monkeypatch.setattr(openvino_model, "find_spec", lambda name: None)
+    with pytest.raises(LorashearError, match=r"needs openvino, .* pip install 'lorashear\[openvino\]'"):
+        lorashear.export(uniform, "openvino", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

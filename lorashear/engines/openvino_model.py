@@ -23,7 +23,7 @@ class OpenVino(Onnx):
     """A folder with ``openvino_model.xml`` and ``.bin``, as OpenVINO GenAI and optimum name them."""
 
     name = "openvino"
-    engines = "OpenVINO; OpenVINO GenAI with ATTENTION_BACKEND SDPA"
+    engines = "OpenVINO"
 
     def bytes(self, source: Checkpoint, wish: Wish) -> int:
         """With those of the graph in ONNX, which goes again."""
