@@ -34,7 +34,7 @@ def cut(
         groups: of the model before.
         removed: structures by group.
         graphs: before and after, composed, with types.
-        models: before and after, on the meta device, for what they keep of a token; None of what is no language model.
+        models: copies before and after, on the meta device, for what they keep of a token; None of what is no language model.
     """
     removed = {name: indices for name, indices in removed.items() if indices}
     before, after = ({name: g.axis.size for name, g in groups.items()}, groups.widths(removed))
@@ -54,9 +54,11 @@ def cut(
 
 
 def token_bytes(model: nn.Module) -> int | None:
-    """Bytes that a model keeps of each token that it reads: its KV cache. None where it keeps none, or needs more than tokens."""
+    """Bytes that a model on the meta device keeps of each token that it reads: its KV cache. None where it keeps none, or needs more than tokens."""
     ids = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     try:
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("batched_mm")  # pyright: ignore[reportCallIssue]  # the one that needs no data
         with torch.no_grad():
             kept = [cache_bytes(model(input_ids=ids[:, :n], use_cache=True)["past_key_values"]) for n in (1, 2)]
     except Exception:  # whatever a model does that cannot be run on tokens alone, and without weights

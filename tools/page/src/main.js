@@ -38,6 +38,7 @@ document.body.prepend(
   ),
   ...Object.values(sides),
 );
+go({ side: "graph" });
 graph.draw();
 graph.fit();
 read();

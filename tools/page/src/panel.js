@@ -27,7 +27,7 @@ function family(key, groups, actions) {
   return h(
     "details",
     { class: "family" },
-    h("summary", {}, h("span", { class: `kind` }, groups[0].kind), ` ${key} `, h("span", { class: "faint" }, `${groups.length} × ${sizes.map(count).join(" / ")}, ${prunable ? (prunable === groups.length ? "prunable" : `${prunable} prunable`) : "not prunable"}`)),
+    h("summary", {}, h("span", { class: "kind" }, groups[0].kind), ` ${key} `, h("span", { class: "faint" }, `${groups.length} of ${sizes.map(count).join(" or ")}, ${prunable ? (prunable === groups.length ? "prunable" : `${prunable} prunable`) : "not prunable"}`)),
     groups.map((group) => row(group, actions)),
   );
 }
