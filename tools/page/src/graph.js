@@ -4,6 +4,7 @@ import { h, s } from "./dom.js";
 import { layout } from "./layout.js";
 
 const COLOURS = 6;
+const MARGIN = 16; // pixels between the window and a box that is brought into it
 
 export class Graph {
   /** `chosen(box)` is called when a box is chosen, `hovered(box or null)` when the pointer rests on one. */
@@ -17,6 +18,7 @@ export class Graph {
       "div",
       { class: "canvas" },
       this.svg,
+      (this.legend = h("div", { class: "legend floating" })),
       h("div", { class: "tools" }, button("+", "zoom in", () => this.zoom(1.25)), button("−", "zoom out", () => this.zoom(0.8)), button("⤢", "fit the picture to the window", () => this.fit())),
     );
     this.listen();
@@ -54,8 +56,12 @@ export class Graph {
     const before = keep && this.spot(keep.id);
     const focused = document.activeElement?.closest?.("[data-box]")?.dataset.box;
     this.placed = layout(this.tree);
+    this.known = new Map();
     this.spots = new Map();
-    this.scene.replaceChildren(this.boxed(this.placed, 0, 0));
+    const scene = this.boxed(this.placed, 0, 0);
+    this.drawing = true; // what had the focus loses it now, and colouring must wait
+    this.scene.replaceChildren(scene);
+    this.drawing = false;
     const after = before && this.spot(keep.id);
     if (after) {
       this.view.x += (before.x - after.x) * this.view.scale;
@@ -75,6 +81,7 @@ export class Graph {
     const width = each.width - deck, height = each.height - deck;
     const x = left + (each.x ?? 0), y = top + (each.y ?? 0);
     const open = each.children.length > 0;
+    this.known.set(box.id, box);
     this.spots.set(box.id, { x, y, width, height });
     for (const member of box.members ?? []) this.spots.set(member.id, { x, y, width, height });
     const act = (event) => {
@@ -91,7 +98,10 @@ export class Graph {
         onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(event); } },
         onpointerenter: () => this.hovered(box),
         onpointerleave: () => this.hovered(null),
-        onfocus: () => this.hovered(box),
+        onfocus: (event) => {
+          if (event.target.matches(":focus-visible")) this.bring(box);
+          this.hovered(box);
+        },
         onblur: () => this.hovered(null),
       },
       s("title", {}, box.operator ? `${box.operator.name} ${box.operator.type.join(" ")}` : box.id || box.label),
@@ -99,7 +109,7 @@ export class Graph {
       s("rect", { class: "body", y: deck, width, height, rx: 6 }),
       s("g", { class: "stripes", transform: `translate(0 ${deck})` }),
       open
-        ? s("text", { class: "head", x: 10, y: 17 }, `▾ ${texts[0]}`)
+        ? s("text", { class: "head", x: 14, y: 17 }, `▾ ${texts[0]}`)
         : texts.map((text, i) => s("text", { class: i ? "second" : "first", x: width / 2, y: deck + 6 + 17 * i + 12, "text-anchor": "middle" }, i === 0 && box.opens ? `▸ ${text}` : text)),
     );
     return s(
@@ -116,7 +126,9 @@ export class Graph {
   choose(box) {
     if (box.opens) {
       this.tree.toggle(box);
-      this.draw(box.kind === "run" ? box.members[0] : box);
+      const kept = box.kind === "run" ? box.members[0] : box;
+      this.draw(kept);
+      this.bring(kept);
     }
     this.chosen(box);
   }
@@ -128,10 +140,12 @@ export class Graph {
   }
 
   colour() {
+    if (this.drawing) return;
     this.svg.classList.toggle("looking", this.active.length > 0);
+    this.legend.replaceChildren(...legend(this.active));
     for (const element of this.scene.querySelectorAll("[data-box]")) {
       const id = element.dataset.box;
-      const box = this.boxOf(id);
+      const box = this.known.get(id);
       const lit = this.active.map((name, i) => [name, i % COLOURS]).filter(([name]) => box.groups.has(name));
       const face = element.querySelector(":scope > .face");
       element.classList.toggle("lit", lit.length > 0);
@@ -143,20 +157,6 @@ export class Graph {
       const stripes = lit.map(([, colour], i) => s("rect", { class: `stripe k${colour}`, x: 1.5, y: 1.5 + ((tall - 3) * i) / lit.length, width: open ? 7 : width - 3, height: (tall - 3) / lit.length, rx: lit.length === 1 ? 5 : 0 }));
       face.querySelector(".stripes").replaceChildren(...stripes);
     }
-  }
-
-  boxOf(id) {
-    return this.seen(this.placed, id);
-  }
-
-  seen(each, id) {
-    if (!this.known || this.knownFor !== this.placed) {
-      this.known = new Map();
-      const walk = (one) => { this.known.set(one.box.id, one.box); one.children.forEach(walk); };
-      walk(this.placed);
-      this.knownFor = this.placed;
-    }
-    return this.known.get(id);
   }
 
   move() {
@@ -178,7 +178,21 @@ export class Graph {
     this.move();
   }
 
-  /** Brings a box into the window. */
+  /** Moves the picture by as little as shows a box, or as much of it as the window holds. */
+  bring(box) {
+    const spot = this.spot(box.id);
+    if (!spot) return;
+    const { clientWidth, clientHeight } = this.svg;
+    const nearer = (start, size, room) => {
+      const over = Math.min(Math.max(0, start + size + MARGIN - room), start - MARGIN);
+      return start < MARGIN ? MARGIN - start : -Math.max(0, over);
+    };
+    this.view.x += nearer(spot.x * this.view.scale + this.view.x, spot.width * this.view.scale, clientWidth);
+    this.view.y += nearer(spot.y * this.view.scale + this.view.y, spot.height * this.view.scale, clientHeight);
+    this.move();
+  }
+
+  /** Brings a box into the middle of the window. */
   show(box) {
     const spot = this.spot(box.id);
     if (!spot) return;
@@ -191,6 +205,12 @@ export class Graph {
 
 function arrow() {
   return s("defs", {}, s("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" }, s("path", { d: "M0 0 L8 4 L0 8 z", class: "tip" })));
+}
+
+/** Which colour is which group's. */
+function legend(groups) {
+  const shown = groups.slice(0, COLOURS).map((name, i) => h("div", { class: "entry" }, h("span", { class: `swatch k${i}` }), name));
+  return groups.length > COLOURS ? [...shown, h("div", { class: "faint" }, `and ${groups.length - COLOURS} more, in the same colours`)] : shown;
 }
 
 /** Where a value comes from, in words. */

@@ -66,7 +66,7 @@ export function groupPanel(model, group, actions) {
     group.blocks > 1 ? h("p", { class: "faint" }, `In ${group.blocks} equal blocks, which must lose equally many: ${count(group.size / group.blocks)} in each.`) : null,
     h("p", {}, h("label", { for: "structure" }, "structure "), input, " ", range),
     weights,
-    h("h3", {}, `${standing.length} operators stand in it`),
+    h("h3", {}, standing.length === 1 ? "1 operator stands in it" : `${standing.length} operators stand in it`),
     h("div", {}, standing.slice(0, 200).map((each) => operatorLink(each, actions)), standing.length > 200 ? h("p", { class: "faint" }, `and ${count(standing.length - 200)} more`) : null),
   );
 }
@@ -74,7 +74,7 @@ export function groupPanel(model, group, actions) {
 function marked(model, group, structure, actions) {
   const byWeight = new Map();
   for (const [weight, dim, indices] of model.slices(group, structure)) byWeight.set(weight, [...(byWeight.get(weight) ?? []), [dim, indices]]);
-  const longest = Math.max(...[...byWeight.keys()].map((weight) => Math.max(...flat(model.weights[weight].shape))));
+  const longest = Math.max(...[...byWeight.keys()].map((weight) => longer(model.weights[weight].shape)));
   return [...byWeight].map(([weight, slots]) => {
     const info = model.weights[weight];
     return h(
@@ -86,28 +86,37 @@ function marked(model, group, structure, actions) {
   });
 }
 
-/** A shape as rows and columns: leading dims are rows of rows, as they lie in memory. */
+/** The longer side of a weight as it is drawn. */
+function longer(shape) {
+  const [blocks, rows, columns] = flat(shape);
+  return Math.max(rows, blocks * columns);
+}
+
+/** A shape as blocks side by side, each of rows and columns: [blocks, rows, columns]. */
 function flat(shape) {
-  const columns = shape.length > 1 ? shape.at(-1) : 1;
-  return [shape.reduce((a, b) => a * b, 1) / columns, columns];
+  const [rows, columns] = shape.length > 1 ? shape.slice(-2) : [shape[0] ?? 1, 1];
+  return [shape.slice(0, -2).reduce((a, b) => a * b, 1), rows, columns];
 }
 
 /** A weight to scale. Thin marks are drawn a pixel wide at least, since one column of thousands would not be seen. */
 function rectangle(shape, slots, longest, weight) {
-  const [rows, columns] = flat(shape);
+  const [blocks, rows, columns] = flat(shape);
   const scale = SIDE / longest;
-  const [width, height] = [Math.max(columns * scale, LEAST), Math.max(rows * scale, LEAST)];
+  const [width, height] = [Math.max(blocks * columns * scale, LEAST), Math.max(rows * scale, LEAST)];
+  const one = width / blocks;
+  const across = (block, [a, b]) => s("rect", { class: "mark", x: block * one + (a / columns) * one, y: 0, width: Math.max(((b - a) / columns) * one, 1), height });
   const marks = slots.flatMap(([dim, indices]) => {
-    const last = dim === shape.length - 1 && shape.length > 1;
-    if (last) return runs(indices).map(([a, b]) => s("rect", { class: "mark", x: (a / columns) * width, y: 0, width: Math.max(((b - a) / columns) * width, 1), height }));
-    const tail = shape.slice(dim + 1, shape.length > 1 ? -1 : undefined).reduce((a, b) => a * b, 1);
-    const outer = shape.slice(0, dim).reduce((a, b) => a * b, 1);
-    const found = [];
-    for (let o = 0; o < outer; o++) for (const [a, b] of runs(indices)) found.push([(o * shape[dim] + a) * tail, (o * shape[dim] + b) * tail]);
-    return found.slice(0, 2000).map(([a, b]) => s("rect", { class: "mark", x: 0, y: (a / rows) * height, width, height: Math.max(((b - a) / rows) * height, 1) }));
+    const spans = runs(indices);
+    if (shape.length === 1 || dim === shape.length - 2) return spans.map(([a, b]) => s("rect", { class: "mark", x: 0, y: (a / rows) * height, width, height: Math.max(((b - a) / rows) * height, 1) }));
+    if (dim === shape.length - 1) return upTo(blocks).flatMap((block) => spans.map((span) => across(block, span)));
+    const tail = shape.slice(dim + 1, -2).reduce((a, b) => a * b, 1);
+    return upTo(blocks).filter((block) => indices.includes(Math.floor(block / tail) % shape[dim])).map((block) => across(block, [0, columns]));
   });
-  return s("svg", { class: "weight", width: width + 2, height: height + 2, viewBox: `-1 -1 ${width + 2} ${height + 2}`, role: "img", "aria-label": `${weight}: ${slots.map(([dim, indices]) => `${indices.length} of ${shape[dim]} along dim ${dim}`).join(", ")}` }, s("rect", { class: "whole", width, height }), marks);
+  const borders = upTo(Math.min(blocks, 64)).slice(1).map((block) => s("line", { class: "border", x1: block * one, x2: block * one, y1: 0, y2: height }));
+  return s("svg", { class: "weight", width: width + 2, height: height + 2, viewBox: `-1 -1 ${width + 2} ${height + 2}`, role: "img", "aria-label": `${weight}: ${slots.map(([dim, indices]) => `${indices.length} of ${shape[dim]} along dim ${dim}`).join(", ")}` }, s("rect", { class: "whole", width, height }), borders, marks);
 }
+
+const upTo = (number) => [...Array(number).keys()];
 
 /** Neighbours together: [first, after the last]. */
 function runs(indices) {
