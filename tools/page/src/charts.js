@@ -3,7 +3,7 @@ import { count, h, s } from "./dom.js";
 
 const COLOURS = 6;
 /** Lines differ in dashes too: colour alone is not enough for every eye. */
-const DASHES = ["", "9 4", "2 3", "9 3 2 3", "16 4"];
+const DASHES = ["", "9 4", "2 3", "9 3 2 3", "16 4", "5 2", "14 3 2 3 2 3"];
 const DOTS = 40;
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
@@ -23,14 +23,15 @@ export const fixed = (value, digits) =>
   value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
 /** A number with its sign, whichever it has. */
-export const signed = (value, digits) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
+export const signed = (value, digits) =>
+  value === null ? "not finite" : `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
 
 /** Round numbers from low to high, about `most` of them: steps of 1, 2 or 5 times a power of ten. */
 export function ticks(low, high, most = 5, whole = false) {
   const rough = (high - low) / most;
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = Math.max(whole ? 1 : 0, power * ([1, 2, 5].find((each) => each * power >= rough * 0.999) ?? 10));
+  const step = Math.max(whole ? 1 : 0, power * ([1, 2, 5].find((each) => each * power >= rough * 0.75) ?? 10));
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
@@ -174,21 +175,34 @@ function layerAxis(layers, place, y, step) {
  * lines with names; with `log` a switch for a logarithmic axis stands above, where all values have a place on one.
  */
 export function lineChart({ label, series, height = 200, low, high, marks = [], log = false, said = legible, across = "step" }) {
-  const shown = series.map((each, i) => ({ ...each, style: i, points: each.stairs ? stairs(each.points) : each.points }));
+  const shown = series.map((each, i) => {
+    const points = each.points.filter(([, y]) => Number.isFinite(y));
+    return { ...each, style: i, points: each.stairs ? stairs(points) : points };
+  });
+  if (!shown.some((each) => each.points.length)) return h("p", { class: "faint" }, "No finite value.");
   const line = reader();
   let logarithmic = false;
   const box = fitted((width) => lines({ label, shown, height, low, high, marks, said, across, logarithmic, line }, width));
-  const able = log && series.every((each) => each.points.every(([, y]) => y > 0));
+  const able = log && shown.every((each) => each.points.every(([, y]) => y > 0));
   const turn = (event) => {
     logarithmic = event.target.checked;
     box.redraw();
   };
   const choice = able && h("label", { class: "switch" }, h("input", { type: "checkbox", onchange: turn }), " logarithmic");
-  const legend = series.length > 1 && h("ul", { class: "legend" }, ...shown.map((each) => h("li", {}, sample(each.style), each.name)));
+  const legend =
+    series.length > 1 && h("ul", { class: "legend" }, ...shown.map((each) => h("li", {}, sample(each.style), each.name)));
   return h("figure", { class: "figure" }, h("div", { class: "legend-row" }, legend, choice), box, line);
 }
 
-const stairs = (points) => points.flatMap(([x, y], i) => (i ? [[x, points[i - 1][1]], [x, y]] : [[x, y]]));
+const stairs = (points) =>
+  points.flatMap(([x, y], i) =>
+    i
+      ? [
+          [x, points[i - 1][1]],
+          [x, y],
+        ]
+      : [[x, y]],
+  );
 const stroke = (style) => ({ class: `curve c${style % COLOURS}`, "stroke-dasharray": DASHES[style % DASHES.length] || null });
 
 function sample(style) {
@@ -200,12 +214,25 @@ function lines({ label, shown, height, low, high, marks, said, across, logarithm
   const frame = { left: 58, right: width - 14, top: marks.length ? 24 : 8, bottom: height - 26 };
   const xs = points.map(([x]) => x);
   const [first, last] = [Math.min(...xs), Math.max(...xs)];
-  const [bottom, top] = ends(points.map(([, y]) => y), logarithmic ? undefined : low, logarithmic ? undefined : high, logarithmic);
+  const [bottom, top] = ends(
+    points.map(([, y]) => y),
+    logarithmic ? undefined : low,
+    logarithmic ? undefined : high,
+    logarithmic,
+  );
   const x = scale(first, last === first ? first + 1 : last, frame.left, frame.right);
   const y = scale(bottom, top, frame.bottom, frame.top, logarithmic);
   const cursor = s("g", { class: "cursor" });
-  const root = image(`${label}. ${READ}.`, width, height, { tabindex: 0 }, ...axes({ frame, x, y, said, across, first, last, bottom, top, logarithmic }),
-    ...marks.map((mark) => stageMark(mark, x(mark.x), frame)), ...shown.map((each) => curve(each, x, y)), cursor);
+  const root = image(
+    `${label}. ${READ}.`,
+    width,
+    height,
+    { tabindex: 0 },
+    ...axes({ frame, x, y, said, across, first, last, bottom, top, logarithmic }),
+    ...marks.map((mark) => stageMark(mark, x(mark.x), frame)),
+    ...shown.map((each) => curve(each, x, y)),
+    cursor,
+  );
   const spots = [...new Set(xs)].sort((a, b) => a - b).map((at) => spotAt(at, shown, { x, y, across, said }));
   explored(root, spots, line, (spot) => cursor.replaceChildren(...(spot ? crosshair(spot, frame) : [])), true);
   return root;
@@ -234,7 +261,7 @@ function axes({ frame, x, y, said, across, first, last, bottom, top, logarithmic
 }
 
 function curve({ points, style, name }, x, y) {
-  const kept = points.filter(([, value]) => Number.isFinite(value)).map(([at, value]) => [x(at), y(value)]);
+  const kept = points.map(([at, value]) => [x(at), y(value)]);
   const d = kept.map(([px, py], i) => `${i ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`).join("");
   const dots = kept.length <= DOTS ? kept.map(([px, py]) => s("circle", { cx: px, cy: py, r: 2.5 })) : [];
   return s("g", { class: `c${style % COLOURS}` }, s("title", {}, name), s("path", { d, ...stroke(style) }), ...dots);
@@ -243,8 +270,12 @@ function curve({ points, style, name }, x, y) {
 /** A vertical line with a name, where a stage begins. */
 function stageMark(mark, x, frame) {
   const late = x > (frame.left + frame.right) / 2;
-  return s("g", {}, s("path", { class: "mark", d: `M${x} 6V${frame.bottom}` }),
-    s("text", { class: "tick", x: late ? x - 4 : x + 4, y: 14, "text-anchor": late ? "end" : "start" }, mark.name));
+  return s(
+    "g",
+    {},
+    s("path", { class: "mark", d: `M${x} 6V${frame.bottom}` }),
+    s("text", { class: "tick", x: late ? x - 4 : x + 4, y: 14, "text-anchor": late ? "end" : "start" }, mark.name),
+  );
 }
 
 /** What all curves are at one step: those that have a point there. */
@@ -272,10 +303,13 @@ function crosshair(spot, frame) {
 export function pairBar(label, before, after) {
   const most = Math.max(before, after) || 1;
   const wide = (value) => `${(100 * value) / most}%`;
-  return s("svg", { class: "chart pair", role: "img", "aria-label": label, width: 180, height: 16 },
+  return s(
+    "svg",
+    { class: "chart pair", role: "img", "aria-label": label, width: 180, height: 16 },
     s("title", {}, label),
     s("rect", { class: "after", x: 0, y: 2, width: wide(after), height: 12 }),
-    s("rect", { class: "before", x: 0.5, y: 1.5, width: wide(before), height: 13 }));
+    s("rect", { class: "before", x: 0.5, y: 1.5, width: wide(before), height: 13 }),
+  );
 }
 
 /** Bars before and after for each layer; `items` maps a layer to name, before and after. */
@@ -290,12 +324,18 @@ export function layerBars({ label, layers, items, height = 110, pick }) {
     const spots = [...items].map(([layer, each]) => barSpot(layer, each, place(layer), step, frame, pick));
     const cursor = s("g", { class: "cursor" });
     const marks = ticks(0, most, 3, true);
-    const root = image(`${label}. ${pick ? PICK : READ}.`, width, height, { tabindex: 0 },
+    const root = image(
+      `${label}. ${pick ? PICK : READ}.`,
+      width,
+      height,
+      { tabindex: 0 },
       ...marks.map((at) => s("path", { class: "grid", d: `M${frame.left} ${y(at)}H${frame.left + step * layers.length}` })),
       ...marks.map((at) => s("text", { class: "tick", x: frame.left - 6, y: y(at) + 4, "text-anchor": "end" }, count(at))),
       ...[...items].map(([layer, each]) => layerBar(place(layer), step, y, each)),
       ...layerAxis(layers, place, height - 5, step),
-      s("text", { class: "tick", x: 2, y: height - 5 }, "layer"), cursor);
+      s("text", { class: "tick", x: 2, y: height - 5 }, "layer"),
+      cursor,
+    );
     explored(root, spots, line, (spot) => cursor.replaceChildren(...(spot ? [outline(spot)] : [])));
     return root;
   });
@@ -304,7 +344,10 @@ export function layerBars({ label, layers, items, height = 110, pick }) {
 
 function barSpot(layer, each, x, step, frame, pick) {
   return {
-    x, y: (frame.top + frame.bottom) / 2, width: step, height: frame.bottom - frame.top + 2,
+    x,
+    y: (frame.top + frame.bottom) / 2,
+    width: step,
+    height: frame.bottom - frame.top + 2,
     said: `layer ${layer}: ${count(each.before)} → ${count(each.after)} · ${each.name}`,
     pick: pick && (() => pick(each.name)),
   };
@@ -312,12 +355,23 @@ function barSpot(layer, each, x, step, frame, pick) {
 
 function layerBar(x, step, y, { before, after }) {
   const wide = Math.max(1, Math.min(26, step - Math.max(1, step * 0.25)));
-  const bar = (value, kind, off) => s("rect", { class: kind, x: x - wide / 2 + off, y: y(value) + off, width: Math.max(0.5, wide - 2 * off), height: Math.max(0, y(0) - y(value) - off) });
+  const bar = (value, kind, off) =>
+    s("rect", {
+      class: kind,
+      x: x - wide / 2 + off,
+      y: y(value) + off,
+      width: Math.max(0.5, wide - 2 * off),
+      height: Math.max(0, y(0) - y(value) - off),
+    });
   return s("g", {}, bar(after, "after", 0), bar(before, "before", 0.5));
 }
 
-const outline = (spot) =>
-  s("rect", { class: "outline", x: spot.x - spot.width / 2, y: spot.y - spot.height / 2, width: spot.width, height: spot.height });
+/** A frame around a spot: of ink, within one of paper, so that it is seen on every colour. */
+function outline({ x, y, width, height }) {
+  const frame = (kind, by) =>
+    s("rect", { class: kind, x: x - width / 2 + by, y: y - height / 2 + by, width: width - 2 * by, height: height - 2 * by });
+  return s("g", {}, frame("outline", 0), frame("outline inner", 2));
+}
 
 /** A row of a plot of errors: a dot, a bar of one standard error to each side, and on the last row the numbers of the scale. */
 export function errorBar({ label, value, error, low, high, style, numbers, reference, said = legible, width = 300 }) {
@@ -325,13 +379,18 @@ export function errorBar({ label, value, error, low, high, style, numbers, refer
   const marks = ticks(low, high, 4);
   const height = numbers ? 36 : 22;
   const whisker = error ? `M${x(value - error)} 11H${x(value + error)}M${x(value - error)} 7v8M${x(value + error)} 7v8` : null;
-  return image(label, width, height, { class: "chart errors" },
+  return image(
+    label,
+    width,
+    height,
+    { class: "chart errors" },
     s("title", {}, label),
     ...marks.map((at) => s("path", { class: "grid", d: `M${x(at)} 0V22` })),
     reference !== null && reference !== undefined && s("path", { class: "mark", d: `M${x(reference)} 0V22` }),
     whisker && s("path", { class: `whisker c${style % COLOURS}`, d: whisker }),
     value !== null && s("circle", { class: `c${style % COLOURS}`, cx: x(value), cy: 11, r: 4 }),
-    ...(numbers ? marks.map((at) => s("text", { class: "tick", x: x(at), y: 33, "text-anchor": "middle" }, said(at))) : []));
+    ...(numbers ? marks.map((at) => s("text", { class: "tick", x: x(at), y: 33, "text-anchor": "middle" }, said(at))) : []),
+  );
 }
 
 // --- heat maps ---------------------------------------------------------------------------------------------------------
@@ -339,7 +398,7 @@ export function errorBar({ label, value, error, low, high, style, numbers, refer
 /**
  * Cells by row and layer, darker (on dark paper: lighter) for more.
  * `rows` have a name and `cells` by layer; `apart` are cells of no one layer, each with a row of its own. A cell has `name`, `share`
- * (0 to 1; null for what is not known), `text` (shown where there is room), `said`, and is `starred` or not.
+ * (0 to 1; null for what is not known), `texts` (of which the first that has room is shown), `said`, and is `starred` or not.
  */
 export function heatMap({ label, layers, rows, apart, legend, pick }) {
   const line = reader("Point at a cell, or use the arrow keys, to read it; a click or Enter shows its group.");
@@ -357,39 +416,58 @@ function heat({ label, layers, rows, apart, pick, line }, width) {
   const whole = layers.length ? step * layers.length : Math.min(220, width - left - 6);
   const below = TALL * rows.length + (layers.length ? 22 : 0);
   const place = (layer) => left + step * (layers.indexOf(layer) + 0.5);
-  const spots = rows.flatMap((row, i) => [...row.cells].map(([layer, cell]) => ({ cell, x: place(layer), y: TALL * (i + 0.5), width: step, height: TALL })));
-  spots.push(...apart.map((row, i) => ({ cell: row.cell, x: left + whole / 2, y: below + TALL * (i + 0.5), width: whole, height: TALL })));
+  const spots = rows.flatMap((row, i) =>
+    [...row.cells].map(([layer, cell]) => ({ cell, x: place(layer), y: TALL * (i + 0.5), width: step, height: TALL })),
+  );
+  spots.push(
+    ...apart.map((row, i) => ({ cell: row.cell, x: left + whole / 2, y: below + TALL * (i + 0.5), width: whole, height: TALL })),
+  );
   for (const spot of spots) Object.assign(spot, { said: spot.cell.said, pick: pick && (() => pick(spot.cell.name)) });
   const cursor = s("g", { class: "cursor" });
   const name = (text, y) => s("text", { class: "name", x: left - 8, y: y + 4, "text-anchor": "end" }, clipped(text, left - 12));
-  const root = image(`${label}. ${PICK}.`, width, below + TALL * apart.length + 2, { class: "chart heat", tabindex: 0 },
+  const root = image(
+    `${label}. ${PICK}.`,
+    width,
+    below + TALL * apart.length + 2,
+    { class: "chart heat", tabindex: 0 },
     ...rows.map((row, i) => name(row.name, TALL * (i + 0.5))),
     ...apart.map((row, i) => name(row.name, below + TALL * (i + 0.5))),
-    ...spots.map(heatCell), ...layerAxis(layers, place, TALL * rows.length + 14, step),
-    layers.length ? s("text", { class: "tick", x: left - 8, y: TALL * rows.length + 14, "text-anchor": "end" }, "layer") : null, cursor);
+    ...spots.map(heatCell),
+    ...layerAxis(layers, place, TALL * rows.length + 14, step),
+    layers.length ? s("text", { class: "tick", x: left - 8, y: TALL * rows.length + 14, "text-anchor": "end" }, "layer") : null,
+    cursor,
+  );
   explored(root, spots, line, (spot) => cursor.replaceChildren(...(spot ? [outline(spot)] : [])));
   return root;
 }
 
 function heatCell({ cell, x, y, width, height }) {
   const box = { x: x - width / 2 + 1, y: y - height / 2 + 1, width: Math.max(1, width - 2), height: height - 2 };
-  const room = textWidth(cell.text) + 4 <= width;
-  return s("g", { class: cell.share === null ? "cell none" : `cell ${tone(cell.share)}` },
+  const text = cell.texts.find((each) => textWidth(each) + 4 <= width);
+  return s(
+    "g",
+    { class: cell.share === null ? "cell none" : `cell ${tone(cell.share)}` },
     s("title", {}, cell.said),
     s("rect", { ...box, style: cell.share === null ? null : `--p:${(100 * cell.share).toFixed(1)}%` }),
     cell.starred && s("path", { class: "star", d: `M${box.x + box.width} ${box.y}v9l-9 -9z` }),
-    room && s("text", { x, y: y + 4, "text-anchor": "middle" }, cell.text));
+    text && s("text", { x, y: y + 4, "text-anchor": "middle" }, text),
+  );
 }
 
 /** Which ink is read on a cell: between low and high it is black on both papers. */
-const tone = (share) => (share < 0.5 ? "low" : share < 0.66 ? "middle" : "high");
+const tone = (share) => (share < 0.46 ? "low" : share < 0.69 ? "middle" : "high");
 const textWidth = (text) => [...text].reduce((sum, sign) => sum + (/[.,\s]/.test(sign) ? 3 : 6.2), 0);
 const clipped = (text, room) => (text.length * 6.4 <= room ? text : `…${text.slice(-Math.floor(room / 6.4) + 1)}`);
 
 /** The scale of colours, with numbers at their places: [share, text]. */
 export function colourScale(name, marks, extra) {
-  const ramp = s("svg", { class: "ramp", width: 260, height: 32, "aria-hidden": "true" },
-    ...Array.from({ length: 24 }, (_, i) => s("rect", { x: 10 + i * 9.2, y: 2, width: 9.4, height: 12, style: `--p:${(100 * i) / 23}%` })),
-    ...marks.map(([share, text]) => s("text", { class: "tick", x: 10 + 220 * share, y: 28, "text-anchor": "middle" }, text)));
+  const ramp = s(
+    "svg",
+    { class: "ramp", width: 260, height: 32, "aria-hidden": "true" },
+    ...Array.from({ length: 24 }, (_, i) =>
+      s("rect", { x: 10 + i * 9.2, y: 2, width: 9.4, height: 12, style: `--p:${(100 * i) / 23}%` }),
+    ),
+    ...marks.map(([share, text]) => s("text", { class: "tick", x: 10 + 220 * share, y: 28, "text-anchor": "middle" }, text)),
+  );
   return h("div", { class: "scale" }, h("span", {}, name), ramp, extra);
 }

@@ -15,13 +15,28 @@ export function diffView(view) {
   const layers = layersOf(view.groups);
   const parts = folded(lines, lines.map(alike));
   const box = h("div", { class: "lines" });
-  fill(box, parts.map((part) => (part.fold ? fold(part, layers) : row(part.line))));
+  fill(
+    box,
+    parts.map((part) => (part.fold ? fold(part, layers) : row(part.line))),
+  );
   const added = lines.filter((line) => line.startsWith("+")).length;
   const removed = lines.filter((line) => line.startsWith("-")).length;
-  return h("section", {}, h("h2", {}, "Graph, before and after"),
-    h("details", { class: "fold", open: true },
-      h("summary", {}, "Diff of the typed graph", h("small", {}, `− ${count(removed)} lines before, + ${count(added)} lines after`)),
-      h("div", { class: "diff", tabindex: 0, role: "region", "aria-label": "Diff of the typed graph" }, box)));
+  return h(
+    "section",
+    {},
+    h("h2", {}, "Graph, before and after"),
+    h(
+      "details",
+      { class: "fold", open: true },
+      h(
+        "summary",
+        {},
+        "Diff of the typed graph",
+        h("small", {}, `− ${count(removed)} lines before, + ${count(added)} lines after`),
+      ),
+      h("div", { class: "diff", tabindex: 0, role: "region", "aria-label": "Diff of the typed graph" }, box),
+    ),
+  );
 }
 
 /** A line with the numbers taken out that only count layers and values: names, axes and modules, but no sizes. */
@@ -37,13 +52,16 @@ export function alike(line) {
  */
 export function folded(lines, keys) {
   const found = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     const { period, times } = longest(keys, at);
     if (!times) {
       found.push({ line: lines[at++] });
       continue;
     }
-    found.push(...lines.slice(at, at + period).map((line) => ({ line })), { fold: lines.slice(at + period, at + period * (times + 1)), times });
+    found.push(...lines.slice(at, at + period).map((line) => ({ line })), {
+      fold: lines.slice(at + period, at + period * (times + 1)),
+      times,
+    });
     at += period * (times + 1);
   }
   return found;
@@ -64,7 +82,9 @@ function longest(keys, at) {
 /** A line that stands for the same of other layers, which are put into the page when it is opened. */
 function fold({ fold: lines, times }, layers) {
   const found = [...numbers(lines, layers)];
-  const said = found.length ? `the same for layer${found.length > 1 ? "s" : ""} ${spans(found)}` : `the same ${times > 1 ? `${times} more times` : "once more"}`;
+  const said = found.length
+    ? `the same for layer${found.length > 1 ? "s" : ""} ${spans(found)}`
+    : `the same ${times > 1 ? `${times} more times` : "once more"}`;
   const details = h("details", {}, h("summary", {}, `⋯ ${said} (${count(lines.length)} lines)`));
   details.addEventListener("toggle", () => details.open && fill(details, lines.map(row)), { once: true });
   return details;
@@ -87,6 +107,16 @@ function fill(box, rows) {
   box.append(...rows.slice(0, SHOWN));
   const rest = rows.slice(SHOWN);
   if (!rest.length) return;
-  const more = h("button", { type: "button", onclick: () => { more.remove(); fill(box, rest); } }, `Show ${count(Math.min(SHOWN, rest.length))} more of ${count(rest.length)}`);
+  const more = h(
+    "button",
+    {
+      type: "button",
+      onclick: () => {
+        more.remove();
+        fill(box, rest);
+      },
+    },
+    `Show ${count(Math.min(SHOWN, rest.length))} more of ${count(rest.length)}`,
+  );
   box.append(more);
 }

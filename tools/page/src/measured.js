@@ -14,15 +14,27 @@ const NOTABLE = 0.05;
 export function measuredSide(view, open) {
   const found = view.measured;
   if (Object.values(found).every((part) => !part)) {
-    return h("div", { class: "charts-side" }, h("p", {}, "No report was given: ", h("code", {}, "lorashear view MODEL --report DIR"),
-      " shows here what compile, recover or eval measured; DIR is the folder of a result, or a report's file."));
+    return h(
+      "div",
+      { class: "charts-side" },
+      h(
+        "p",
+        {},
+        "No report was given: ",
+        h("code", {}, "lorashear view MODEL --report DIR"),
+        " shows here what compile, recover or eval measured; DIR is the folder of a result, or a report's file.",
+      ),
+    );
   }
-  return h("div", { class: "charts-side" },
+  return h(
+    "div",
+    { class: "charts-side" },
     found.knowledge && worth(view, open),
     found.widths && budgets(view, open),
     found.training && training(found.training),
     found.recovery && recovery(found.recovery),
-    found.evaluation && evaluationView(found.evaluation));
+    found.evaluation && evaluationView(found.evaluation),
+  );
 }
 
 // --- what groups are worth ---------------------------------------------------------------------------------------------
@@ -35,7 +47,8 @@ function worth(view, open) {
   let share = 0.5;
   const cell = (group) => worthCell(group, groups[group.name], share, most, crucial.includes(group.name));
   const map = heatMap({
-    label: () => `Heat map by layer and kind: the rise of the held-out loss, nats a token, when ${percent(share)} of one group alone is removed`,
+    label: () =>
+      `Heat map by layer and kind: the rise of the held-out loss, nats a token, when ${percent(share)} of one group alone is removed`,
     layers: layout.layers,
     ...celled(layout, cell),
     legend: colourScale("rise, nats a token", worthMarks(most), crucial.length > 0 && starKey()),
@@ -45,16 +58,35 @@ function worth(view, open) {
     share = value;
     map.redraw();
   };
-  return h("section", {}, h("h2", {}, "What each group is worth"),
-    h("p", {}, `The rise of the held-out loss, nats a token, when so much of one group alone is removed. The dense model's loss is ${legible(loss)}.`),
-    slider(share, change), map,
-    crucial.length > 0 && h("div", {}, h("h3", {}, "Crucial groups", h("small", {}, "their weights are worth most; worth most first")),
-      h("ul", { class: "names" }, ...crucial.map((name) => h("li", {}, groupLink(name, open))))));
+  return h(
+    "section",
+    {},
+    h("h2", {}, "What each group is worth"),
+    h(
+      "p",
+      {},
+      `The rise of the held-out loss, nats a token, when so much of one group alone is removed. The dense model's loss is ${legible(loss)}.`,
+    ),
+    slider(share, change),
+    map,
+    crucial.length > 0 &&
+      h(
+        "div",
+        {},
+        h("h3", {}, "Crucial groups", h("small", {}, "worth most for each weight; compile --per-layer can leave them whole")),
+        h("ul", { class: "names" }, ...crucial.map((name) => h("li", {}, groupLink(name, open)))),
+      ),
+  );
 }
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 const starKey = () =>
-  h("span", {}, s("svg", { class: "star-sample", width: 22, height: 12, "aria-hidden": "true" }, s("path", { d: "M18 1v9l-9 -9z" })), "crucial: compile leaves it whole");
+  h(
+    "span",
+    {},
+    s("svg", { class: "star-sample", width: 22, height: 12, "aria-hidden": "true" }, s("path", { d: "M18 1v9l-9 -9z" })),
+    "crucial: its weights are worth most",
+  );
 
 /** Rows and apart of a heat map, from groups laid out and what makes a group's cell. */
 function celled({ rows, apart }, cell) {
@@ -67,7 +99,14 @@ function celled({ rows, apart }, cell) {
 
 function slider(share, change) {
   const shown = h("output", {}, percent(share));
-  const input = h("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * share, "aria-label": "Share of the group that is removed" });
+  const input = h("input", {
+    type: "range",
+    min: 5,
+    max: 100,
+    step: 5,
+    value: 100 * share,
+    "aria-label": "Share of the group that is removed",
+  });
   input.addEventListener("input", () => {
     shown.textContent = percent(input.value / 100);
     input.setAttribute("aria-valuetext", shown.textContent);
@@ -82,11 +121,26 @@ function worthCell(group, found, share, most, starred) {
   const rise = riseAt(found, removed);
   const what = `${group.name}: ${count(removed)} of ${count(group.size)} removed`;
   const rest = `${starred ? " · crucial" : ""}`;
-  if (!removed) return { name: group.name, share: null, text: "–", said: `${what}: too few structures for so small a share${rest}`, starred };
-  if (rise === null) return { name: group.name, share: null, text: "?", said: `${what}: loss not finite${rest}`, starred };
-  const at = Math.max(0, Math.min(1, Math.log(Math.max(rise, LEAST) / LEAST) / Math.log(most / LEAST)));
-  return { name: group.name, share: at, text: brief(rise), said: `${what}: +${legible(rise)} nats a token${rest}`, starred };
+  if (!removed)
+    return {
+      name: group.name,
+      share: null,
+      texts: ["–"],
+      said: `${what}: too few structures for so small a share${rest}`,
+      starred,
+    };
+  if (rise === null) return { name: group.name, share: null, texts: ["?"], said: `${what}: loss not finite${rest}`, starred };
+  return {
+    name: group.name,
+    share: rank(rise, most),
+    texts: [brief(rise), brief(rise).replace(/^0\./, ".")],
+    said: `${what}: +${legible(rise)} nats a token${rest}`,
+    starred,
+  };
 }
+
+/** Where a rise lies on the scale of colours, which is logarithmic: most rises are small. */
+const rank = (rise, most) => Math.max(0, Math.min(1, Math.log(Math.max(rise, LEAST) / LEAST) / Math.log(most / LEAST)));
 
 /** The rise where so many structures are gone: never falling, and linear between the levels, as compile reads it. */
 export function riseAt({ removed, rise }, at) {
@@ -108,7 +162,7 @@ function brief(rise) {
 
 function worthMarks(most) {
   const found = [[0, `≤ ${LEAST}`]];
-  for (let at = 10 * LEAST; at < most * 0.7; at *= 10) found.push([Math.log(at / LEAST) / Math.log(most / LEAST), legible(Number(at.toPrecision(3)))]);
+  for (let at = 10 * LEAST; rank(at, most) < 0.85; at *= 10) found.push([rank(at, most), legible(Number(at.toPrecision(3)))]);
   return [...found, [1, legible(most)]];
 }
 
@@ -119,34 +173,62 @@ function budgets(view, open) {
   const layout = laidOut(view.groups.filter((group) => group.name in found));
   const crucial = view.measured.knowledge?.crucial ?? [];
   const cell = (group) => budgetCell(group, found[group.name], crucial.includes(group.name));
-  return h("section", {}, h("h2", {}, "Widths chosen"),
+  return h(
+    "section",
+    {},
+    h("h2", {}, "Widths chosen"),
     h("p", {}, "How much of each group the compilation removed. The number is the width that is left."),
     heatMap({
       label: () => "Heat map by layer and kind: the share of each group that was removed",
       layers: layout.layers,
       ...celled(layout, cell),
-      legend: colourScale("removed", [[0, "0 %"], [0.5, "50 %"], [1, "100 %"]], crucial.length > 0 && starKey()),
+      legend: colourScale(
+        "removed",
+        [
+          [0, "0 %"],
+          [0.5, "50 %"],
+          [1, "100 %"],
+        ],
+        crucial.length > 0 && starKey(),
+      ),
       pick: open,
-    }));
+    }),
+  );
 }
 
 function budgetCell(group, { before, after }, starred) {
   const gone = before ? 1 - after / before : 0;
   const said = `${group.name}: ${count(before)} → ${count(after)}${group.kind === "query" ? " for each KV head" : ""}, ${percent(gone)} removed${starred ? " · crucial" : ""}`;
-  return { name: group.name, share: gone, text: String(after), said, starred };
+  return { name: group.name, share: gone, texts: [count(after), String(after), `${Math.round(after / 1000)}k`], said, starred };
 }
 
 // --- training ----------------------------------------------------------------------------------------------------------
 
-function training({ loss = [], text = [], rate = [], removed = [] }) {
-  const losses = [{ name: "total", points: loss }, { name: "of the text alone", points: text }].filter((each) => each.points.length);
+function training(curves) {
+  const [loss, text, rate, removed] = ["loss", "text", "rate", "removed"].map((key) =>
+    (curves[key] ?? []).filter(([, value]) => Number.isFinite(value)),
+  );
+  const losses = [
+    { name: "total", points: loss },
+    { name: "of the text alone", points: text },
+  ].filter((each) => each.points.length);
   const changing = new Set(removed.map(([, value]) => value)).size > 1;
-  const panel = (title, series, more) => h("div", {}, h("h3", {}, title), lineChart({ label: `Line chart: ${title}, by step`, series, ...more }));
-  return h("section", {}, h("h2", {}, "Training"), h("div", { class: "panels" },
-    losses.length > 0 && panel("Loss, nats a token", losses, { log: true }),
-    rate.length > 0 && panel("Learning rate", [{ name: "rate", points: rate }], { low: 0 }),
-    changing && panel("Structures removed", [{ name: "removed", points: removed, stairs: true }], { low: 0 })),
-    removed.length > 0 && !changing && h("p", { class: "faint" }, `${count(removed[0][1])} structures are removed throughout.`));
+  const panel = (title, series, more) =>
+    h("div", {}, h("h3", {}, title), lineChart({ label: `Line chart: ${title}, by step`, series, ...more }));
+  if (!losses.length && !rate.length && !removed.length) return null;
+  return h(
+    "section",
+    {},
+    h("h2", {}, "Training"),
+    h(
+      "div",
+      { class: "panels" },
+      losses.length > 0 && panel("Loss, nats a token", losses, { log: true }),
+      rate.length > 0 && panel("Learning rate", [{ name: "rate", points: rate }], { low: 0 }),
+      changing && panel("Structures removed", [{ name: "removed", points: removed, stairs: true }], { low: 0 }),
+    ),
+    removed.length > 0 && !changing && h("p", { class: "faint" }, `${count(removed[0][1])} structures are removed throughout.`),
+  );
 }
 
 // --- recovery ----------------------------------------------------------------------------------------------------------
@@ -160,12 +242,28 @@ function recovery({ stages, subsets, dense }) {
   const shares = subsets.map((name) => ({ name, points: turns.flatMap((turn) => sharesOf(turn, name)), stairs: true }));
   const marks = turns.length > 1 ? turns.map(({ name, first }) => ({ name, x: first })) : [];
   const title = against ? "Degradation, nats a token" : "Held-out loss, nats a token";
-  const what = against ? `How much higher the held-out loss is than that of ${dense || "the dense model"}, and` : "The held-out loss, and";
-  const panel = (title, series, more) => h("div", {}, h("h3", {}, title), lineChart({ label: `Line chart: ${title}, of each subset by step`, series, marks, ...more }));
-  return h("section", {}, h("h2", {}, "Recovery"), h("p", {}, `${what} how much each subset is drawn, by subset of the text.`),
-    h("div", { class: "panels" },
+  const what = against
+    ? `How much higher the held-out loss is than that of ${dense || "the dense model"}, and`
+    : "The held-out loss, and";
+  const panel = (title, series, more) =>
+    h(
+      "div",
+      {},
+      h("h3", {}, title),
+      lineChart({ label: `Line chart: ${title}, of each subset by step`, series, marks, ...more }),
+    );
+  return h(
+    "section",
+    {},
+    h("h2", {}, "Recovery"),
+    h("p", {}, `${what} how much each subset is drawn, by subset of the text.`),
+    h(
+      "div",
+      { class: "panels" },
       curves.some((each) => each.points.length) && panel(title, curves, against ? { low: 0, high: NOTABLE } : { log: true }),
-      shares.some((each) => each.points.length) && panel("Share of what is drawn", shares, { low: 0, high: 1, said: percent })));
+      shares.some((each) => each.points.length) && panel("Share of what is drawn", shares, { low: 0, high: 1, said: percent }),
+    ),
+  );
 }
 
 /** The stages one after another, with their first and last steps in the whole recovery. */
