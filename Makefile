@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv browser page demo test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -16,10 +16,18 @@ help:  ## list the targets
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# For the tests of the page, which are skipped where there is none. A system package: only root installs it, and with apt alone.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) || true
+
+page:  ## build what `lorashear view` puts into its page from tools/page; needs npm
+	cd tools/page && npm ci --no-audit --no-fund && node build.mjs
+
 demo: .venv/stamp  ## prune the shipped model and show what became of it
 	$(BIN)/python examples/01_demo.py
 
-test: .venv/stamp  ## the whole test suite (e.g. PYTEST_FLAGS='-m "not slow"')
+test: .venv/stamp browser  ## the whole test suite (e.g. PYTEST_FLAGS='-m "not slow"')
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-deep: .venv/stamp  ## the property tests over 10000 random programs each; about an hour
@@ -92,4 +100,5 @@ study-recovery: .venv/stamp  ## what mixtures, distillation and instructions bri
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv .venv-vllm build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf tools/page/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
