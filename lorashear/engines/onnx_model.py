@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
 from lorashear.engines.genai import FILE, genai_config
+from lorashear.engines.llama import adapter_refusal
 from lorashear.engines.target import Told, Wish
 from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE, MODELING_FILE, taken_along, write_json
+from lorashear.folder import MODELING_FILE, taken_along, write_json
 
 GRAPH = "model.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask", "position_ids"), "logits"
@@ -34,8 +35,8 @@ class Onnx:
         from lorashear.engines.onnx_graph import cached
         from lorashear.models import twin_of
 
-        if (source.folder / BESIDE).is_dir():
-            return f"an adapter lies beside it in '{BESIDE}': merge that first"
+        if why := adapter_refusal(source):
+            return why
         try:
             cached(twin_of(source.folder))
         except LorashearError as error:
