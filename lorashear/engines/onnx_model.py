@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
+from lorashear.engines import genai_tokenizer
 from lorashear.engines.genai import FILE, genai_config
 from lorashear.engines.llama import adapter_refusal
 from lorashear.engines.target import Told, Wish
@@ -77,6 +78,7 @@ class Onnx:
         write_json(out / "config.json", {**source.config, "dtype": dtype})
         for file in (*taken_along(source), *source.folder.glob(MODELING_FILE)):
             shutil.copyfile(file, out / file.name)
+        genai_tokenizer.tell(out)
         inputs = INPUTS if takes_positions(model) else INPUTS[:2]
         content = genai_config(
             source,
@@ -88,7 +90,7 @@ class Onnx:
             inputs={name: name for name in inputs},
         )
         write_json(out / FILE, content)
-        return self.said(source, wish)
+        return "; ".join(filter(None, (self.said(source, wish), *genai_tokenizer.notes(out))))
 
     def said(self, source: Checkpoint, wish: Wish) -> str:
         """In which dtype the weights are, if that is not the stored one."""
