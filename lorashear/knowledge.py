@@ -1,7 +1,8 @@
 """What was measured of each node group: kept on disk by content, put into the report, and printed.
 
 An analysis is kept in ``$LORASHEAR_CACHE`` (by default ``~/.cache/lorashear``), a file for each model, text and way of
-measuring, and a line for each result. So another ratio costs no second analysis, and one that was stopped goes on.
+measuring, and a line for each result. So another ratio costs no second analysis, and one that was stopped goes on. The
+losses of splits that were tried are there too.
 """
 
 from __future__ import annotations

@@ -44,16 +44,16 @@ class Plan:
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 
     def to_json(self) -> str:
-        ranges = cache(_ranges)  # most tensors keep what others keep
+        runs = cache(ranges)  # most tensors keep what others keep
         tensors = {
             name: {
-                "keep": {str(dim): ranges(kept) for dim, kept in cut.keep.items()},
+                "keep": {str(dim): runs(kept) for dim, kept in cut.keep.items()},
                 **({"scale": cut.scale} if cut.scale != 1.0 else {}),
                 **({"offset": cut.offset} if cut.offset else {}),
             }
             for name, cut in self.tensors.items()
         }
-        removed = {name: _ranges(indices) for name, indices in self.removed.items() if indices}
+        removed = {name: ranges(indices) for name, indices in self.removed.items() if indices}
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -115,7 +115,7 @@ class Plan:
         return cls.from_json(text, str(path))
 
 
-def _ranges(indices: Collection[int]) -> str:
+def ranges(indices: Collection[int]) -> str:
     """``0-3,7`` for 0, 1, 2, 3, 7."""
     chosen = np.sort(np.fromiter(indices, np.int64, len(indices)))
     ends = np.flatnonzero(np.diff(chosen, append=chosen[-1:] + 2) != 1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lorashear_passes import oneshot
 from lorashear_passes.oneshot import Outcome, Settings, compress
 from lorashear_passes.walk import Walk, consumers, heldout_loss, swapped
 
@@ -221,6 +222,26 @@ def test_held_out_loss_chooses_among_the_splits_that_were_tried(per_layer: bool)
     assert among[won] == min(among.values())
     for start in ("knowledge", "standardised scores"):
         assert any(name.startswith(start) for name in split.tried) == per_layer
+
+
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_a_split_that_is_known_is_not_tried_again(per_layer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = tiny()
+    known: dict[str, list[float]] = {}
+
+    def found(**other: Any) -> Outcome:
+        given = {"ratio": 0.3, "heldout": batches[3:], "per_layer": per_layer, "measured": known, **other}
+        return compress(model, Groups(), batches[:3], **given)
+
+    once = found()
+    with monkeypatch.context() as patch:
+        patch.setattr(oneshot, "heldout_loss", lambda *_: pytest.fail("all splits are known"))
+        again = found()
+        with pytest.raises(pytest.fail.Exception):
+            found(ratio=0.4)
+    assert (again.removed, again.split, again.alternative) == (once.removed, once.split, once.alternative)
+    assert all(torch.equal(value, again.weights[name]) for name, value in once.weights.items())
+    assert found(measured={}).split == once.split
 
 
 def test_a_uniform_split_is_the_best_of_all_uniform_splits_where_they_are_few() -> None:

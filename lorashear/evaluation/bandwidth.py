@@ -31,7 +31,8 @@ def cache_bytes(cache: Any) -> int | None:
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             # Two names for the same entries count once; what is only repeated by a stride of zero takes no more than it has.
-            key = (item.untyped_storage().data_ptr(), int(item.storage_offset()), item.shape)
+            # Not by the address of the entries: those on the meta device have none.
+            key = (item.untyped_storage()._cdata, int(item.storage_offset()), item.shape)
             found[key] = min(item.nbytes, item.untyped_storage().nbytes())
         else:
             left.extend(_within(item))

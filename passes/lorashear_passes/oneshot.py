@@ -7,6 +7,8 @@
 Weights are swapped while this runs and are back when `compress` returns.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,7 +70,7 @@ def compress(
     ``[batch, length]``, ``attention_mask`` if padded, ``use_cache=False``), on its device; None: rank by magnitude, equal
     shares, no refit. ``heldout``, of the same form, chooses between splits; without it shares are equal. ``widths`` gives
     the split instead (``ratio`` is then not looked at). ``unprunable`` is the share of groups that stay whole
-    (`Budget.unprunable`). ``measured`` holds what is known of each group alone, on this text, and takes what is found.
+    (`Budget.unprunable`). ``measured`` holds what is known of each group alone and of splits, on this text, and takes what is found.
 
     The same input gives the same outcome. Raises ``Unreachable`` (see `allocate`).
     """
@@ -92,22 +94,31 @@ def compress(
         with _timed(seconds, "knowledge"):
             knowledge = analysed(surgeon, walk, lambda: surgeon.walk(heldout), known, progress)
         with _timed(seconds, "split"):
-            split, alternative = _split(surgeon, budget, knowledge, walk, heldout, progress)
+            split, alternative = _split(surgeon, budget, knowledge, walk, heldout, known, progress)
     with _timed(seconds, "prune"), surgeon.pruned(walk, split.widths, progress) as (removed, weights):
         return Outcome(removed, weights, split, seconds, knowledge, alternative)
 
 
 def _split(
-    surgeon: Surgeon, budget: Budget, knowledge: Knowledge, walk: Walk, heldout: Sequence[Batch], progress: Progress
+    surgeon: Surgeon,
+    budget: Budget,
+    knowledge: Knowledge,
+    walk: Walk,
+    heldout: Sequence[Batch],
+    known: Measured,
+    progress: Progress,
 ) -> tuple[Split, Split | None]:
-    """The split, and where it is uniform what widths per layer would give."""
+    """The split, and where it is uniform what widths per layer would give; a split that is ``known`` is not tried again."""
     few = _few(walk)
     count = 0
 
     def measured(on: Walk, widths: dict[str, int]) -> float:
         nonlocal count
-        with surgeon.pruned(on, widths):
-            loss = heldout_loss(surgeon.model, heldout)
+        key = _key(on, widths)
+        if key not in known:
+            with surgeon.pruned(on, widths):
+                known[key] = [heldout_loss(surgeon.model, heldout)]
+        loss = known[key][0]
         count += 1
         progress("split", count, max(count, splits.TRIALS))
         return loss
@@ -118,6 +129,13 @@ def _split(
     if budget.per_layer:
         return splits.run_off(free, partial(measured, walk)), None
     return splits.run_off(split, partial(measured, walk)), free
+
+
+def _key(walk: Walk, widths: Mapping[str, int]) -> str:
+    """What the loss of a split is known by: how much of the calibration text ranks and refits, and the widths."""
+    windows = sum(len(batch["input_ids"]) for batch in walk.batches)
+    content = json.dumps(sorted(widths.items()))  # hashed: a line of a deep model's widths is long
+    return f"split on  {windows} {hashlib.sha256(content.encode()).hexdigest()}"  # two spaces: see `Measured`
 
 
 def _few(walk: Walk) -> Walk:
