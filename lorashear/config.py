@@ -154,7 +154,7 @@ class Settings(Training):
             raise LorashearError(f"prune names {', '.join(unknown) or 'nothing'}; the kinds are {', '.join(KINDS)}")
         if self.round_to < 1:
             raise LorashearError(f"round_to is {self.round_to}; it is a multiple for widths, 1 or more")
-        needs.check(self.target, self.tensor_parallel)
+        needs.check(self.target, self.tensor_parallel, self.adapter == "keep")
         if self.unprunable_ratio is not None and not 0 <= self.unprunable_ratio < 1:
             raise LorashearError(
                 f"unprunable_ratio is {self.unprunable_ratio:g}; it is a share of groups, 0 or more and under 1"

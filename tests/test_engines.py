@@ -92,6 +92,22 @@ def test_padded_is_an_ordinary_model_that_computes_the_same(results: dict[str, P
     assert f"costs {2 * more:,} bytes" in said  # of bfloat16
 
 
+def test_padded_has_the_eps_that_fewer_channels_give_every_norm(folder: Path, tmp_path: Path) -> None:
+    """Small weights, so that it matters."""
+    model = loaded(folder)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1e-3)
+    model.save_pretrained(tmp_path / "dense")
+    removed = {"model.hidden": list(range(16)), "model.layers.0.mlp.ffn": [1, 2]}
+    lorashear.apply(lorashear.plan(tmp_path / "dense", removed), tmp_path / "dense", tmp_path / "small")
+    lorashear.export(tmp_path / "small", "padded", tmp_path / "wide")
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["rms_norm_eps"] == 2e-6
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.inference_mode():
+        want, got = (loaded(tmp_path / name)(ids).logits for name in ("small", "wide"))
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
 def test_padded_in_several_files_and_from_a_real_model(shipped: Path, tmp_path: Path, monkeypatch: Any) -> None:
     lorashear.compile(shipped, 0.4, tmp_path / "small", one_shot=True, per_layer=True)
     monkeypatch.setattr(padded, "layout", lambda shapes: layout(shapes, 1_000_000))
@@ -139,7 +155,10 @@ def test_the_formats_and_why_not(
             (results["uniform"], "--to", "padded", "--out", tmp_path / "new"),
             "cannot go to padded: its layers have equal",
         ),
-        ((odd, "--to", "padded", "--out", tmp_path / "new"), "input_layernorm has a variance_epsilon of its own"),
+        (
+            (odd, "--to", "padded", "--out", tmp_path / "new"),
+            "its norms have different values of variance_epsilon: 1e-06, 0.001",
+        ),
         ((adapted, "--to", "padded", "--out", tmp_path / "new"), "merge that first"),
         ((results["layers"], "--to", "gguff", "--out", tmp_path / "new"), "there is no export to gguff"),
         ((results["layers"], "--to", "padded", "--out", tmp_path / "new", "--dtype", "f16"), "leave dtype out"),

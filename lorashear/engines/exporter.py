@@ -74,13 +74,13 @@ def refusals(folder: str | Path) -> dict[str, str | None]:
 
 
 def check_loads(source: Checkpoint, engine: str, tensor_parallel: int = 1) -> None:
-    """Whether an engine can load what a model will be pruned to, for asking before any work is done.
+    """Whether a model can be exported for an engine once it is pruned, for asking before any work is done.
 
     Raises:
-        LorashearError: it cannot load such a model, or split it so.
+        LorashearError: it cannot, or not be split so.
     """
     if reason := TARGETS[NEEDS[engine].format].refusal(source):
-        raise LorashearError(f"{engine} cannot load what '{source.folder}' will become: {reason}")
+        raise LorashearError(f"'{source.folder}' cannot go to {engine} once it is pruned: {reason}")
     heads = source.config.get("num_key_value_heads") or source.config.get("num_attention_heads") or 0
     if tensor_parallel > 1 and heads % tensor_parallel:
         raise LorashearError(

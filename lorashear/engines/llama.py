@@ -20,6 +20,8 @@ PROJECTIONS = (
 GIVEN = {"num_key_value_groups", "intermediate_size", "hidden_size", "in_features", "out_features", "weight"}
 GIVEN |= {"num_embeddings", "embedding_dim"}
 """Attributes of modules whose new values are told by the shapes of the weights."""
+EPS = "variance_epsilon"
+"""Of a norm, which fewer channels change for all norms alike."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Llama:
         """Whether all layers are alike."""
         return len(set(self.layers)) == 1
 
+    def is_plain(self, source: Checkpoint) -> bool:
+        """Whether the checkpoint that this was read from is of a class that every engine has."""
+        return self.is_uniform and "module_overrides" not in source.config
+
     @classmethod
     def of(cls, source: Checkpoint) -> Llama:
         """Read from config and shapes, whichever class was written for them.
@@ -82,7 +88,7 @@ class Llama:
             vocabulary=vocabulary,
             head_dim=head_dim,
             layers=tuple(_layer(source, f"model.layers.{at}.", head_dim) for at in range(config["num_hidden_layers"])),
-            eps=config["rms_norm_eps"],
+            eps=_eps(config),
             positions=config["max_position_embeddings"],
             rope=_rope(config),
             tied=tied,
@@ -102,11 +108,15 @@ def own_widths_refusal(source: Checkpoint) -> str | None:
         llama = Llama.of(source)
     except LorashearError as error:
         return str(error)
-    if llama.is_uniform and "module_overrides" not in source.config:
+    if llama.is_plain(source):
         return "its layers have equal widths, so that engines load it as it is"
-    if (source.folder / BESIDE).is_dir():
-        return f"an adapter lies beside it in '{BESIDE}': merge that first"
-    return None
+    return adapter_refusal(source)
+
+
+def adapter_refusal(source: Checkpoint) -> str | None:
+    """Why one file of weights would not be all of a model, in half a sentence; None where it is."""
+    beside = (source.folder / BESIDE).is_dir()
+    return f"an adapter lies beside it in '{BESIDE}': merge that first" if beside else None
 
 
 def _layer(source: Checkpoint, prefix: str, head_dim: int) -> Layer:
@@ -134,5 +144,15 @@ def _shape(source: Checkpoint, name: str) -> tuple[int, ...]:
 def _check_overrides(config: Mapping[str, Any]) -> None:
     """Whether single modules of a generated class have numbers that no engine's layer takes, as an eps of their own."""
     for path, values in config.get("module_overrides", {}).items():
-        if odd := next((name for name in values if name not in GIVEN), None):
+        if odd := next((name for name in values if name not in {*GIVEN, EPS}), None):
             raise LorashearError(f"{path} has a {odd} of its own")
+
+
+def _eps(config: Mapping[str, Any]) -> float:
+    """That of every norm: of the config, or of each module in a generated class."""
+    own = config.get("module_overrides", {})
+    norms = [f"model.layers.{at}.{norm}" for at in range(config["num_hidden_layers"]) for norm in NORMS]
+    found = {own.get(path, {}).get(EPS, config["rms_norm_eps"]) for path in (*norms, NORM.removesuffix(".weight"))}
+    if len(found) > 1:
+        raise LorashearError(f"its norms have different values of {EPS}: {', '.join(map(str, sorted(found)))}")
+    return found.pop()

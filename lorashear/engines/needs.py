@@ -21,20 +21,32 @@ class Needs:
     why: str = ""
     splits: bool = False
     """Whether several devices can share its layers."""
+    adapters: bool = True
+    """Whether it takes an adapter of PEFT, by itself or once that is exported."""
 
 
 NEEDS = {
     "transformers": Needs("transformers"),
     "llama.cpp": Needs("gguf", dict.fromkeys(WIDE, 256), "blocks of K-quants are 256 wide"),
     "vllm": Needs("transformers", dict.fromkeys(WIDE, 128), "tiles of GPU kernels are 128 wide", splits=True),
-    "onnx": Needs("onnx"),
+    "onnx": Needs("onnx", adapters=False),
+    "mlx": Needs(
+        "mlx",
+        dict.fromkeys(WIDE, 64),
+        "mlx-lm quantises in groups of 64, and leaves out what these do not divide",
+        adapters=False,
+    ),
 }
 
 
-def check(target: str | None, tensor_parallel: int) -> None:
-    """Raises LorashearError for an engine that nobody knows, or one that does not split what it is asked to split."""
+def check(target: str | None, tensor_parallel: int, keeps_adapter: bool = False) -> None:
+    """Raises LorashearError for an engine that nobody knows, that takes no adapter, or that does not split what it is asked to."""
     if target is not None and target not in NEEDS:
         raise LorashearError(f"target is {target}; there are {', '.join(NEEDS)}")
+    if target is not None and keeps_adapter and not NEEDS[target].adapters:
+        raise LorashearError(
+            f"an adapter that is kept cannot go to {target}: leave target or adapter (--adapter keep) out"
+        )
     if tensor_parallel < 1:
         raise LorashearError(f"tensor_parallel is {tensor_parallel}; it is a number of devices, 1 or more")
     if tensor_parallel > 1 and (target is None or not NEEDS[target].splits):

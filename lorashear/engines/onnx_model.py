@@ -8,10 +8,12 @@ from math import prod
 from pathlib import Path
 
 from lorashear.checkpoint import Checkpoint
+from lorashear.engines import genai_tokenizer
 from lorashear.engines.genai import FILE, genai_config
+from lorashear.engines.llama import adapter_refusal
 from lorashear.engines.target import Told, Wish
 from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE, MODELING_FILE, taken_along, write_json
+from lorashear.folder import MODELING_FILE, taken_along, write_json
 
 GRAPH = "model.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask", "position_ids"), "logits"
@@ -34,8 +36,8 @@ class Onnx:
         from lorashear.engines.onnx_graph import cached
         from lorashear.models import twin_of
 
-        if (source.folder / BESIDE).is_dir():
-            return f"an adapter lies beside it in '{BESIDE}': merge that first"
+        if why := adapter_refusal(source):
+            return why
         try:
             cached(twin_of(source.folder))
         except LorashearError as error:
@@ -76,6 +78,7 @@ class Onnx:
         write_json(out / "config.json", {**source.config, "dtype": dtype})
         for file in (*taken_along(source), *source.folder.glob(MODELING_FILE)):
             shutil.copyfile(file, out / file.name)
+        genai_tokenizer.tell(out)
         inputs = INPUTS if takes_positions(model) else INPUTS[:2]
         content = genai_config(
             source,
@@ -87,7 +90,7 @@ class Onnx:
             inputs={name: name for name in inputs},
         )
         write_json(out / FILE, content)
-        return self.said(source, wish)
+        return "; ".join(filter(None, (self.said(source, wish), *genai_tokenizer.notes(out))))
 
     def said(self, source: Checkpoint, wish: Wish) -> str:
         """In which dtype the weights are, if that is not the stored one."""

@@ -166,4 +166,5 @@ def _config(source: Checkpoint, llama: Llama, widest: Widest) -> dict[str, Any]:
         "num_attention_heads": widest.heads,
         "num_key_value_heads": widest.kv_heads,
         "intermediate_size": widest.ffn,
+        "rms_norm_eps": llama.eps,
     }
