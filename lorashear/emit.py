@@ -122,14 +122,15 @@ def _by_modules(config: PreTrainedConfig, groups: Groups, removed: Removed) -> t
     whole = unpruned(config)
     dense = groups if whole is config else _groups(whole, groups.typed)
     wanted = resize(groups.typed, groups, removed)
-    after = generated(config, groups, removed, small, dense)
+    eps = _eps_changes(config, groups, removed) or {}
+    after = generated(config, groups, removed, small, dense, eps)
     wrong = _otherwise(config, after, groups.typed, wanted)
     if not wrong:
         return Emission(after, "generated"), ""
     widths = list(after.pruned_from)
     # Some class reads a field while it runs, and means the model that was pruned: a scale of MiniCPM3.
     for kept in (*([name] for name in widths), widths):
-        after = generated(config, groups, removed, small, dense, kept)
+        after = generated(config, groups, removed, small, dense, eps, kept)
         if not _otherwise(config, after, groups.typed, wanted):
             return Emission(after, "generated"), ""
     return None, f"the class generated for them is wrong: {wrong}"

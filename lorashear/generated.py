@@ -36,6 +36,7 @@ def generated(
     removed: Removed,
     small: torch.nn.Module,
     dense: Groups,
+    eps: Mapping[str, float],
     kept: Collection[str] = (),
 ) -> PreTrainedConfig:
     """The config that builds ``small``.
@@ -45,11 +46,13 @@ def generated(
         groups, removed: of that model, and what goes.
         small: the pruned model, whose weights do not matter.
         dense: the groups of the model before it was first pruned.
+        eps: the field of the norms' eps and what it is now, where all norms share one.
         kept: fields that stay as they were before it was pruned.
     """
     whole = unpruned(config)
     fields = whole.to_dict()
-    everywhere, by_layer = _shared(_fields(whole, dense, groups, removed), kept)
+    widths, by_layer = _shared(_fields(whole, dense, groups, removed), kept)
+    everywhere = {**widths, **{name: value for name, value in eps.items() if name not in kept}}
     own = registering.classes(whole.model_type)["AutoConfig"]
     values: dict[str, Any] = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
     values |= everywhere

@@ -152,6 +152,7 @@ def test_a_number_that_equals_a_width_by_chance_stays(tmp_path: Path) -> None:
     shapes = {"weight", "in_features", "out_features", "embedding_dim", "hidden_size", "intermediate_size"}
     assert names == {*shapes, "variance_epsilon"}
     assert (made.config.hidden_size, made.config.sliding_window) == (31, 32)
+    assert made.config.rms_norm_eps == pytest.approx(config.rms_norm_eps * 32 / 31)  # for engines that look there
 
 
 def test_a_place_in_the_cache_is_no_width() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+import lorashear
 from lorashear import models
 from lorashear.viewer.content import content
 from lorashear.viewer.page import BUILT, page
@@ -84,7 +85,7 @@ def opened(browser: Any, shown: Any) -> Iterator[Any]:
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
         tab.goto(f"file://{shown(name).file}{at}")
-        tab.wait_for_selector("[data-box]")
+        tab.wait_for_selector("[data-box]", state="attached")
         return tab
 
     yield go
@@ -105,6 +106,11 @@ def boxes(tab: Any) -> dict[str, Any]:
         "all => all.map(one => [one.dataset.box, one.querySelector('.face').getBoundingClientRect().toJSON()])",
     )
     return dict(found)
+
+
+def labels(tab: Any) -> list[str]:
+    """What the charts say of themselves."""
+    return tab.locator('[role="img"]:visible').evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
 
 
 def box(tab: Any, name: str) -> Any:
@@ -267,6 +273,65 @@ def test_dark_and_light(opened: Any) -> None:
         papers.append(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
         shoot(tab, f"experts-{'dark' if dark else 'light'}")
     assert papers == ["rgb(255, 255, 255)", "rgb(22, 24, 29)"]
+
+
+@needs_browser
+def test_the_cut_shows_what_goes(shown: Any, opened: Any) -> None:
+    tab = opened("seven", "#side=cut")
+    cut = shown("seven").content["cut"]
+    rows = " ".join(tab.locator("table.figures tr").all_inner_texts())
+    assert "6.74 B" in rows and "1.05 MB" in rows
+    charts = labels(tab)
+    assert any("ffn" in each for each in charts) and any("head" in each for each in charts)
+    width = cut["widths"]["model.layers.0.mlp.ffn"]
+    assert tab.get_by_text(f"{width['before']:,} → {width['after']:,}").first.is_visible()
+    said = tab.locator(".charts-side:visible").inner_text()
+    assert "axis ffn.0 11008 ffn" in said and f"axis ffn.0 {width['after']} ffn" in said
+    assert "same for layers 1 to 31" in said
+    shoot(tab, "seven-cut")
+    tab.get_by_role("button", name="layer 3", exact=True).first.click()
+    assert tab.locator("[data-selected]").get_attribute("data-selected") == "model.layers.3.self_attn.head"
+
+
+@needs_browser
+def test_strips_show_which_structures_stay(shown: Any, opened: Any) -> None:
+    tab = opened("grouped", "#side=cut")
+    width = shown("grouped").content["cut"]["widths"]["model.layers.1.mlp.ffn"]
+    assert any("layers.1.mlp.ffn" in each and str(width["after"]) in each for each in labels(tab)), labels(tab)
+
+
+@needs_browser
+def test_what_was_measured(browser: Any, tmp_path: Path, folder: Path, text: Path) -> None:
+    """Made of a real run: knowledge, training, recovery, an evaluation."""
+    small = tmp_path / "small"
+    texts = {"first": [str(text)], "second": [str(text)]}
+    lorashear.compile(folder, 0.2, small, text=texts, tokens=640, context=16, windows=8, distill=0.0, per_layer=True)
+    lorashear.evaluate([folder, small], text=[str(text)], context=16, limit=8).save(tmp_path / "eval.json")
+    lorashear.view(folder, tmp_path / "page.html", plan=small, reports=[small, tmp_path / "eval.json"])
+    rise = json.loads((small / "lorashear" / "report.json").read_text())["knowledge"]["groups"][
+        "model.layers.1.mlp.ffn"
+    ]["rise"]
+    for dark in (False, True):
+        tab = browser.new_context(viewport=SIZE, color_scheme="dark" if dark else "light").new_page()
+        said: list[str] = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.goto(f"file://{tmp_path}/page.html#side=measured")
+        tab.wait_for_selector(".charts-side:visible svg")
+        seen = tab.locator(".charts-side:visible").inner_text()
+        for title in ("What each group is worth", "Widths chosen", "Training", "Recovery", "perplexity"):
+            assert title in seen, title
+        assert "NaN" not in seen and "undefined" not in seen
+        tab.locator('.charts-side:visible input[type="range"]').fill("100")
+        heat = tab.locator(".charts-side:visible svg").first.text_content()
+        assert f"{rise[-1]:.2g}" in heat or f"{rise[-1]:.3f}" in heat or f"{rise[-1]:.2f}" in heat, (rise, heat)
+        shoot(tab, f"measured-{'dark' if dark else 'light'}")
+        tab.mouse.move(640, 400)
+        tab.mouse.wheel(0, 5000)
+        tab.wait_for_timeout(200)
+        shoot(tab, f"measured-end-{'dark' if dark else 'light'}")
+        tab.context.close()
+        assert not said, said
 
 
 @pytest.mark.skipif(

@@ -68,6 +68,7 @@ def test_the_python_and_the_commands_run(
         "groups",
         "groups",
         "trace",
+        "view",
         "apply",
     ]
     for line in lines:

@@ -121,6 +121,10 @@ def test_a_mistral_of_widths_per_layer(pruned: Any, shipped: Path, tmp_path: Pat
     check_in_vllm(tmp_path / "small", tmp_path, **NATIVE)
 
 
+def test_fewer_channels_and_widths_per_layer(pruned: Any, tmp_path: Path) -> None:
+    check_in_vllm(pruned("shipped", per_layer=True, prune=("head", "query", "ffn", "hidden")), tmp_path, **NATIVE)
+
+
 def test_what_the_layers_of_vllm_cannot_have_is_refused(pruned: Any, tmp_path: Path) -> None:
     folder = pruned("shipped", per_layer=True)
     config = json.loads((folder / "config.json").read_text())

@@ -39,7 +39,7 @@ def cut(
     removed = {name: indices for name, indices in removed.items() if indices}
     before, after = ({name: g.axis.size for name, g in groups.items()}, groups.widths(removed))
     caches = [token_bytes(model) for model in models] if models else [None, None]
-    texts = [str(graph).splitlines() for graph in graphs]
+    before_lines, after_lines = (str(graph).splitlines() for graph in graphs)
     return {
         "removed": {name: ranges(indices) for name, indices in removed.items()},
         "widths": layer_widths(groups, removed),
@@ -49,7 +49,7 @@ def cut(
             "flops": _both(_sum(groups, before, _flops(groups)), _sum(groups, after, _flops(groups))),
             "cache": _both(*caches),
         },
-        "diff": list(difflib.unified_diff(*texts, "before", "after", n=1, lineterm="")),
+        "diff": list(difflib.unified_diff(before_lines, after_lines, "before", "after", n=1, lineterm="")),
     }
 
 

@@ -124,11 +124,11 @@ def alike(graph: Graph) -> list[Content]:
             forms.setdefault(node.module[: found.start()], {}).setdefault(int(found[1]), []).append(form)
     result: list[Content] = []
     for module, numbers in sorted(forms.items()):
-        first = before = None
-        for number, form in [*sorted(numbers.items()), (None, None)]:
-            if first is not None and (number != before + 1 or form != numbers[first]):
-                if before > first:
-                    result.append({"module": module, "first": first, "last": before})
-                first = None
-            first, before = number if first is None else first, number
+        runs: list[list[int]] = []
+        for number in sorted(numbers):
+            if runs and runs[-1][-1] == number - 1 and numbers[number] == numbers[number - 1]:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        result += [{"module": module, "first": run[0], "last": run[-1]} for run in runs if len(run) > 1]
     return result

@@ -9,6 +9,9 @@ GIVEN = {"num_key_value_groups", "intermediate_size", "hidden_size", "in_feature
 GIVEN |= {"num_embeddings", "embedding_dim"}
 """Attributes of modules that follow from the widths; vLLM's layers have no others that could be set."""
 
+EPS = "variance_epsilon"
+"""Of a norm: fewer channels change it for all norms alike, and then config.json has it too."""
+
 
 class _LlamaLayer(LlamaDecoderLayer):
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -46,7 +49,8 @@ def _check(vllm_config: VllmConfig) -> None:
     config = vllm_config.model_config.hf_config
     instead = "run it with --model-impl transformers"
     for path, values in config.module_overrides.items():
-        if odd := next((name for name in values if name not in GIVEN), None):
+        given = {name for name, value in values.items() if name == EPS and value == config.rms_norm_eps} | GIVEN
+        if odd := next((name for name in values if name not in given), None):
             raise ValueError(f"{path} has a {odd} of its own, which vLLM's layer cannot have: {instead}")
     if getattr(config, "sliding_window", None) is not None:
         raise ValueError(f"attention sees {config.sliding_window} tokens, and vLLM's layer would see all: {instead}")
