@@ -6,8 +6,10 @@ Chromium is Debian's (`make browser`); where there is none, these tests are skip
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from urllib.parse import quote
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import lorashear
@@ -34,25 +38,32 @@ SIZE = {"width": 1280, "height": 720}
 TINY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "vocab_size": 96}
 
 
-def made(name: str) -> Any:
-    """A model without weights."""
+def made(name: str) -> tuple[Any, Any]:
+    """A model without weights, and its inputs where it does not know them itself."""
+    if name == "adapter":
+        small = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, num_key_value_heads=4, **TINY))
+        return get_peft_model(small, LoraConfig(r=4, target_modules=["q_proj", "down_proj"])).eval(), None
+    if name == "net":
+        ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), *ends)
+        return net.eval(), torch.zeros(2, 3, 12, 12)
     config = {
         "grouped": LlamaConfig(num_hidden_layers=2, num_key_value_heads=4, **TINY),
         "experts": MixtralConfig(num_hidden_layers=3, num_key_value_heads=4, **TINY),
         "seven": LlamaConfig(),  # its defaults are those of 7B: 32 layers, 4096 channels, 11008 of the MLP
     }[name]
     with torch.device("meta"):
-        return (MixtralForCausalLM if name == "experts" else LlamaForCausalLM)(config).eval()
+        return (MixtralForCausalLM if name == "experts" else LlamaForCausalLM)(config).eval(), None
 
 
 class Shown:
     """A model's page as a file, and its groups."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        model = made(name)
-        self.groups: Groups = models.groups(model)
+        model, inputs = made(name)
+        self.groups: Groups = models.groups(model, inputs)
         removed = {n: range(0, g.size, 4) for n, g in self.groups.items() if g.prunable and g.kind in ("head", "ffn")}
-        self.content = content(model, plan={n: list(indices) for n, indices in removed.items()})
+        self.content = content(model, inputs, plan={n: list(indices) for n, indices in removed.items()})
         self.file = folder / f"{name}.html"
         self.file.write_text(page(self.content), encoding="utf-8")
 
@@ -154,7 +165,8 @@ def test_boxes_open_down_to_operators_and_close(opened: Any) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ["grouped", "experts"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
+@pytest.mark.parametrize("name", ["grouped", "experts", "adapter", "net"])
 def test_a_group_lights_up_exactly_its_weights_and_operators(name: str, shown: Any, opened: Any) -> None:
     tab, groups = opened(name), shown(name).groups
     standing: dict[str, set[str]] = {group: set() for group in groups}
@@ -174,10 +186,11 @@ def test_a_group_lights_up_exactly_its_weights_and_operators(name: str, shown: A
         )
         operators = {box for box, _ in seen if box.startswith("%")} & {n for s in standing.values() for n in s}
         assert {box for box, is_lit in seen if is_lit} & operators == standing[group.name] & operators, group.name
-    tab.evaluate("at => { location.hash = at }", "group=model.layers.1.self_attn.head")
-    tab.wait_for_selector('[data-selected="model.layers.1.self_attn.head"]')
+    last = [each for each in groups.values() if each.prunable][-1]
+    tab.evaluate("at => { location.hash = at }", f"group={quote(last.name)}")
+    tab.wait_for_selector(f'[data-selected="{last.name}"]')
     tab.locator("#structure").fill("2")
-    shoot(tab, f"{name}-head")
+    shoot(tab, f"{name}-group")
 
 
 @needs_browser
@@ -332,6 +345,27 @@ def test_what_was_measured(browser: Any, tmp_path: Path, folder: Path, text: Pat
         shoot(tab, f"measured-end-{'dark' if dark else 'light'}")
         tab.context.close()
         assert not said, said
+
+
+def test_what_only_python_can_make(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\ndef made():\n    return torch.nn.Linear(4, 3), torch.zeros(2, 4)\n"
+    )
+
+    def visualize(*arguments: object) -> subprocess.CompletedProcess[str]:
+        paths = os.pathsep.join(str(ROOT / part) for part in ("", "ir", "passes"))
+        command = [sys.executable, str(ROOT / "tools/visualize.py"), *map(str, arguments)]
+        return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+
+    assert visualize(f"{tmp_path}/net.py:made", "--out", tmp_path / "net.html").returncode == 0
+    assert '"name":"Linear"' in (tmp_path / "net.html").read_text()
+    for asked, said in (
+        (f"{tmp_path}/net.py:none", "has no function none"),
+        (f"{tmp_path}/no.py:made", "there is no file"),
+        (f"{tmp_path}/net.py:made", "exists; choose another one"),
+    ):
+        done = visualize(asked, "--out", tmp_path / "net.html")
+        assert done.returncode == 1 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.skipif(

@@ -13,7 +13,7 @@ class Plain:
     """A model folder as it is."""
 
     name = "transformers"
-    engines = "transformers, PEFT, lm-evaluation-harness; uniform results also vLLM, SGLang, MLX, OpenVINO by optimum"
+    engines = "transformers, PEFT, lm-evaluation-harness, vLLM; uniform results everywhere that LLaMA loads"
     is_file = False
     dtypes = ()
 
