@@ -78,6 +78,7 @@ function openGroup(name) {
     for (const box of boxes) tree.reveal(box);
     graph.draw();
     graph.show(outermost(boxes[0]));
+    graph.bring(boxes[0]);
   }
 }
 

@@ -92,10 +92,15 @@ function longer(shape) {
   return Math.max(rows, blocks * columns);
 }
 
-/** A shape as blocks side by side, each of rows and columns: [blocks, rows, columns]. */
+/**
+ * How a shape is drawn, as [blocks, rows, columns]: a matrix as it is, matrices of experts side by side, and a kernel of a convolution
+ * with a row for each output channel.
+ */
 function flat(shape) {
+  const all = (sizes) => sizes.reduce((a, b) => a * b, 1);
+  if (shape.length > 3) return [1, shape[0], all(shape.slice(1))];
   const [rows, columns] = shape.length > 1 ? shape.slice(-2) : [shape[0] ?? 1, 1];
-  return [shape.slice(0, -2).reduce((a, b) => a * b, 1), rows, columns];
+  return [all(shape.slice(0, -2)), rows, columns];
 }
 
 /** A weight to scale. Thin marks are drawn a pixel wide at least, since one column of thousands would not be seen. */
@@ -105,15 +110,23 @@ function rectangle(shape, slots, longest, weight) {
   const [width, height] = [Math.max(blocks * columns * scale, LEAST), Math.max(rows * scale, LEAST)];
   const one = width / blocks;
   const across = (block, [a, b]) => s("rect", { class: "mark", x: block * one + (a / columns) * one, y: 0, width: Math.max(((b - a) / columns) * one, 1), height });
+  const down = ([a, b]) => s("rect", { class: "mark", x: 0, y: (a / rows) * height, width, height: Math.max(((b - a) / rows) * height, 1) });
   const marks = slots.flatMap(([dim, indices]) => {
-    const spans = runs(indices);
-    if (shape.length === 1 || dim === shape.length - 2) return spans.map(([a, b]) => s("rect", { class: "mark", x: 0, y: (a / rows) * height, width, height: Math.max(((b - a) / rows) * height, 1) }));
-    if (dim === shape.length - 1) return upTo(blocks).flatMap((block) => spans.map((span) => across(block, span)));
-    const tail = shape.slice(dim + 1, -2).reduce((a, b) => a * b, 1);
-    return upTo(blocks).filter((block) => indices.includes(Math.floor(block / tail) % shape[dim])).map((block) => across(block, [0, columns]));
+    if (dim === Math.max(0, shape.length > 3 ? 0 : shape.length - 2)) return runs(indices).map(down);
+    if (shape.length > 3) return runs(within(shape, dim, indices)).map((span) => across(0, span));
+    if (dim === shape.length - 1) return upTo(blocks).flatMap((block) => runs(indices).map((span) => across(block, span)));
+    return indices.map((block) => across(block, [0, columns]));
   });
   const borders = upTo(Math.min(blocks, 64)).slice(1).map((block) => s("line", { class: "border", x1: block * one, x2: block * one, y1: 0, y2: height }));
   return s("svg", { class: "weight", width: width + 2, height: height + 2, viewBox: `-1 -1 ${width + 2} ${height + 2}`, role: "img", "aria-label": `${weight}: ${slots.map(([dim, indices]) => `${indices.length} of ${shape[dim]} along dim ${dim}`).join(", ")}` }, s("rect", { class: "whole", width, height }), borders, marks);
+}
+
+/** The places of indices of one dim among all dims but the first, which lie in one row. */
+function within(shape, dim, indices) {
+  const chosen = new Set(indices);
+  const tail = shape.slice(dim + 1).reduce((a, b) => a * b, 1);
+  const row = shape.slice(1).reduce((a, b) => a * b, 1);
+  return upTo(row).filter((at) => chosen.has(Math.floor(at / tail) % shape[dim]));
 }
 
 const upTo = (number) => [...Array(number).keys()];
