@@ -67,7 +67,7 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
             model,
             chosen,
             run.batches(model, windows.calibration) if windows else None,
-            ratio=settings.ratio,
+            ratio=settings.share,
             heldout=run.batches(model, windows.guard) if windows else [],
             per_layer=settings.per_layer,
             multiples=settings.multiples,

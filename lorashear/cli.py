@@ -110,8 +110,14 @@ def _sentence(error: Exception) -> str | None:
 @app.command("compile")
 def compile_(
     model: Model,
-    ratio: Annotated[float, typer.Option(help="share to remove of all parameters, or of another cost")],
     out: Out,
+    ratio: Annotated[float | None, typer.Option(help="share to remove of all parameters, or of another cost")] = None,
+    params: Annotated[
+        str | None, typer.Option(metavar="N", help="instead of a ratio: parameters left at most: 5e9, 5B, 700M")
+    ] = None,
+    bytes_: Annotated[
+        str | None, typer.Option("--bytes", metavar="SIZE", help="instead of a ratio: bytes left at most: 8GB, 500MB")
+    ] = None,
     text: Text = None,
     instruct: Instruct = None,
     lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
@@ -169,8 +175,8 @@ def compile_(
     as_json: AsJson = False,
 ) -> None:
     """A model folder in, a smaller ordinary one out."""
+    from lorashear.amounts import byte_count
     from lorashear.compiler import compile
-    from lorashear.layout import shard_bytes
 
     with Terminal() as terminal:
 
@@ -186,6 +192,8 @@ def compile_(
             text=list(text or ()),
             instruct=list(instruct or ()),
             lora=lora,
+            params=params,
+            bytes=bytes_,
             one_shot=one_shot,
             tokens=tokens,
             lhspg=lhspg,
@@ -215,7 +223,7 @@ def compile_(
             unprunable_ratio=unprunable_ratio,
             context=context,
             packed=not apart,
-            shard_bytes=shard_bytes(shard_size),
+            shard_bytes=byte_count(shard_size, "shard size"),
             device=device,
             dtype=dtype,
             revision=revision,
@@ -280,7 +288,7 @@ def recover(
     as_json: AsJson = False,
 ) -> None:
     """Train a pruned folder: text first, by what each subset of it has lost, then instructions."""
-    from lorashear.layout import shard_bytes
+    from lorashear.amounts import byte_count
     from lorashear.recoverer import recover
 
     with Terminal() as terminal:
@@ -307,7 +315,7 @@ def recover(
             adapter=adapter,
             context=context,
             packed=not apart,
-            shard_bytes=shard_bytes(shard_size),
+            shard_bytes=byte_count(shard_size, "shard size"),
             device=device,
             dtype=dtype,
             revision=revision,
@@ -419,8 +427,8 @@ def apply(
     overwrite: Overwrite = False,
 ) -> None:
     """The slice that a plan describes, tensor by tensor and without torch."""
+    from lorashear.amounts import byte_count
     from lorashear.applying import apply as apply_plan
-    from lorashear.layout import shard_bytes
     from lorashear.plans import Plan
 
     loaded = Plan.load(plan)
@@ -436,7 +444,7 @@ def apply(
             check_contents=check_contents,
             lora=lora,
             adapter=adapter,
-            shard_bytes=shard_bytes(shard_size),
+            shard_bytes=byte_count(shard_size, "shard size"),
             estimated=lambda estimate: terminal.say(str(estimate)),
             progress=partial(terminal.progress, "slice"),
         )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, checkpoint, fitting, launched, models, results, trackers
+from lorashear import adapters, amounts, checkpoint, fitting, goals, launched, models, results, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows
 from lorashear.config import Settings
 from lorashear.cutting import prune, read
@@ -58,7 +58,7 @@ class CompileResult:
 
 def compile(
     model: models.Model,
-    ratio: float,
+    ratio: float | None = None,
     out: str | Path | None = None,
     *,
     text: Text = (),
@@ -77,6 +77,8 @@ def compile(
     **settings: Any,
 ) -> CompileResult:
     """Make a model smaller by ``ratio`` of its parameters, or of another ``cost``, and write it to the folder ``out``.
+
+    ``params`` or ``bytes`` in place of ``ratio`` say how many parameters, or bytes of tensors, are left at most: 5e9, "5B", "8GB".
 
     Args:
         model: a folder, a hub id, or a transformers model or PeftModel (then ``tokenizer`` is needed to use text).
@@ -97,6 +99,9 @@ def compile(
     Raises:
         LorashearError: the request or the input is wrong, or the ratio is out of reach.
     """
+    for name, read_amount in (("params", amounts.count), ("bytes", amounts.byte_count)):
+        if settings.get(name) is not None:
+            settings[name] = read_amount(settings[name], name)
     wanted = Settings(ratio=ratio, **settings)
     check_usable(wanted)
     trackers.check(report_to)
@@ -172,6 +177,7 @@ def _compile(
     source, stage = run.source, run.stage
     config = models.read_config(source.folder, trust_remote_code=run.trust_remote_code)
     twin = models.build_twin(config, trust_remote_code=run.trust_remote_code)
+    run = replaced(run, settings=goals.settled(run.settings, source, twin))
     settings = fitting.settled(run.settings, lambda each: _estimate(source, twin, each, bool(texts), target), stage.say)
     asked, run = run.settings, replaced(run, settings=settings)
     estimate = _estimate(source, twin, settings, bool(texts), target)

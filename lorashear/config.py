@@ -120,7 +120,11 @@ class Settings(Training):
         LorashearError: a value makes no sense; the sentence names it.
     """
 
-    ratio: float  # share of all parameters to remove, tied ones counted once
+    ratio: float | None = (
+        None  # share of all parameters to remove, tied ones counted once; this, or one of the next two
+    )
+    params: int | None = None  # parameters that are left at most
+    bytes: int | None = None  # bytes of tensors on disk that are left at most
     cost: str = "parameters"  # or the share of the bytes on disk, of the FLOPs or of the measured seconds a token
     one_shot: bool = False  # no training
     per_layer: bool = False  # widths may differ between layers
@@ -139,13 +143,20 @@ class Settings(Training):
     windows: int = 128  # calibration windows
 
     @property
+    def share(self) -> float:
+        """The ratio; known where the model is (`lorashear.goals`)."""
+        assert self.ratio is not None, "params and bytes are no ratio before the model is known"
+        return self.ratio
+
+    @property
     def multiples(self) -> dict[str, int]:
         """What widths that shrink are multiples of, by kind."""
         return needs.multiples(self.target, self.tensor_parallel, self.round_to)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.ratio < 1:
+        self._check_amount()
+        if self.ratio is not None and not 0 < self.ratio < 1:
             raise LorashearError(f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1")
         if self.cost not in COSTS:
             raise LorashearError(f"cost is {self.cost}; there are {', '.join(COSTS)}")
@@ -183,3 +194,18 @@ class Settings(Training):
             raise LorashearError(f"policy is {self.policy}; there are {', '.join(POLICIES)}")
         if not 0 <= self.warm_up < 1:
             raise LorashearError(f"warm_up is {self.warm_up:g}; it is a share of LHSPG's steps, 0 or more and under 1")
+
+    def _check_amount(self) -> None:
+        given = [name for name in ("ratio", "params", "bytes") if getattr(self, name) is not None]
+        if not given:
+            raise LorashearError(
+                "nothing says how much to remove: pass ratio (--ratio 0.2), or what is left, params (--params 5e9) or bytes (--bytes 8GB)"
+            )
+        if len(given) > 1:
+            raise LorashearError(f"{' and '.join(given)} each say how much to remove: pass one of them")
+        if given[0] != "ratio":
+            amount = getattr(self, given[0])
+            if amount < 1:
+                raise LorashearError(f"{given[0]} is {amount}; it is how many are left at most, 1 or more")
+            if self.cost != "parameters":
+                raise LorashearError(f"cost is what a ratio is of, and {given[0]} is no ratio: leave one of them out")

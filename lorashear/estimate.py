@@ -85,8 +85,8 @@ class Estimate:
         weights = sizes.weights * itemsize
         refit = 44 * widest**2 + 16 * rows * widest + weights + 3 * tokens * sizes.hidden * itemsize
         measured = sizes.batch * (4 * widest + 2 * sizes.vocabulary) * itemsize
-        copies = 3 if settings.lhspg else 1 - settings.ratio + _beside(settings)
-        training = _training(sizes, settings, 1 - settings.ratio) + _held(copies * weights, sizes, 2 * weights, shares)
+        copies = 3 if settings.lhspg else 1 - settings.share + _beside(settings)
+        training = _training(sizes, settings, 1 - settings.share) + _held(copies * weights, sizes, 2 * weights, shares)
         passes = 2 if settings.tokens else 1  # the pruned model is written, read and merged
         return cls(
             read=4 * source.bytes * passes,  # looked through for NaN, loaded, hashed, sliced

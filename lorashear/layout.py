@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from lorashear.checkpoint import INDEX, NUMPY_DTYPES, SINGLE
-from lorashear.errors import LorashearError
 
 SHARD_BYTES = 5_000_000_000
 """Where a checkpoint is split unless asked otherwise: the default of huggingface_hub."""
@@ -77,19 +75,6 @@ class Layout:
     def bytes(self) -> int:
         """Bytes of all files together."""
         return sum(shard.bytes for shard in self.shards) + len(self.index)
-
-
-def shard_bytes(text: str) -> int:
-    """The number of bytes that ``5GB`` or ``500 MB`` says; units count in thousands, as in transformers.
-
-    Raises:
-        LorashearError: it says none.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
-    if size < 1:
-        raise LorashearError(f"the shard size is {text!r}; give a number of bytes such as 5GB or 500MB")
-    return size
 
 
 def layout(tensors: Mapping[str, tuple[str, Shape]], most: int = SHARD_BYTES) -> Layout:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lorashear import slicing
 from lorashear.checkpoint import INDEX, SINGLE, Checkpoint
 from lorashear.errors import LorashearError
-from lorashear.layout import SHARD_BYTES, shard_bytes
+from lorashear.layout import SHARD_BYTES
 from lorashear.slicing import Slice, sliced, write_slice
 from lorashear_ir.groups import TensorCut
 
@@ -229,21 +229,6 @@ def test_shards(tmp_path: Path, most: int, names: list[list[str]] | None) -> Non
     files = [f"model-{i:05d}-of-{len(names):05d}.safetensors" for i in range(1, len(names) + 1)]
     assert index["weight_map"] == {name: file for file, row in zip(files, names, strict=True) for name in row}
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", *files, INDEX]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("5GB", 5_000_000_000), ("1.5 kb", 1500), ("700", 700), ("2T", 2 * 10**12), ("0.5MB", 500_000)]
-)
-def test_shard_sizes(text: str, size: int) -> None:
-    assert shard_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5GiB", "five"])
-def test_what_is_no_shard_size(text: str) -> None:
-    with pytest.raises(
-        LorashearError, match=f"^the shard size is '{text}'; give a number of bytes such as 5GB or 500MB$"
-    ):
-        shard_bytes(text)
 
 
 def test_transformers_reads_a_cut_and_sharded_model(tmp_path: Path) -> None:
