@@ -23,6 +23,7 @@ from lorashear.plans import Plan
 from lorashear.run import Compilation
 from lorashear.storage import Storage
 from lorashear.training import LOG
+from lorashear.viewer import result
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group
 
@@ -85,7 +86,13 @@ def prune(run: Compilation, twin: PreTrainedModel, given: Given, folder: Path) -
         plan = _sliced(run, plan, choice, replace, twin, folder)
     with stage("evaluate"):
         judged["after"] = run.judged(run.pruned(folder)) if run.windows else None
-    results.write(results.content(run, storage, groups, counted, choice, plan, folder, judged), plan, folder)
+    with stage("report"):
+        results.write(results.content(run, storage, groups, counted, choice, plan, folder, judged), plan, folder)
+        try:
+            result.write(run.name, twin, groups, plan.removed, folder)
+        except Exception as error:  # hours of work are worth more than a page to look at
+            if stage.say:
+                stage.say(f"lorashear/report.html was not made: {error}")
 
 
 def _sliced(

@@ -31,6 +31,7 @@ from lorashear.storage import Storage, tied
 from lorashear.stored import as_stored, take
 from lorashear.teaching import Online, Remembered, remember
 from lorashear.training import LOG, WHOLE, Left
+from lorashear.viewer import result
 
 ALIKE = "nothing says what a subset of the text has lost: all are drawn alike, and the text alone is learned from"
 
@@ -58,6 +59,7 @@ def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> 
         after = run.judged(run.pruned(folder))
     recovery_curves.keep(record, folder / "lorashear")
     results.write(results.recovered(before, run, plan, record, after), plan, folder)
+    result.renew(pruned, folder)
 
 
 def train(run: Run, pruned: Path, kept: Remembered | None = None, left: Left | None = None) -> dict[str, Any]:

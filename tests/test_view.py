@@ -16,6 +16,7 @@ from lorashear import models
 from lorashear.cli import main
 from lorashear.viewer.content import FORMAT, content
 from lorashear.viewer.cut import token_bytes
+from lorashear.viewer.page import data
 from lorashear.viewer.program import alike
 from lorashear_ir.functions import expand
 from lorashear_passes.compose import compose
@@ -156,6 +157,15 @@ def test_what_reports_say(folder: Path, text: Path, tmp_path: Path) -> None:
     assert found["training"]["loss"] == [[row["step"], row["loss"]] for row in log]
     assert [model["name"] for model in found["evaluation"]["models"]] and found["evaluation"]["figures"]
     assert content(folder)["measured"] == dict.fromkeys(found)
+    page = (tmp_path / "small" / "lorashear" / "report.html").read_text()
+    inside = data(page)
+    assert inside["cut"]["removed"] == json.loads((tmp_path / "small/lorashear/plan.json").read_text())["removed"]
+    assert inside["measured"] == {**found, "evaluation": None}
+    lorashear.recover(tmp_path / "small", tmp_path / "more", text=[str(text)], tokens=320, context=16)
+    again = data((tmp_path / "more" / "lorashear" / "report.html").read_text())
+    assert again["program"] == inside["program"] and again["cut"] == inside["cut"]
+    assert again["measured"]["recovery"] and again["measured"]["recovery"] != inside["measured"]["recovery"]
+    assert len(again["measured"]["training"]["loss"]) > len(inside["measured"]["training"]["loss"])
 
 
 def test_each_part_is_documented(seen: dict[str, Any]) -> None:
@@ -181,6 +191,20 @@ def test_one_content_in_every_form(
     assert json.loads(data) == content(folder)
     assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page, "nothing is fetched"
     assert (tmp_path / "a.dot").read_text().startswith("digraph")
+
+
+def test_a_page_that_cannot_be_made_costs_no_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("as if")
+
+    monkeypatch.setattr("lorashear.viewer.result.write", fails)
+    lorashear.compile(folder, 0.2, tmp_path / "small", one_shot=True, say=said.append)
+    assert "lorashear/report.html was not made: as if" in said
+    assert (tmp_path / "small" / "config.json").exists()
 
 
 def test_names_cannot_end_the_data() -> None:

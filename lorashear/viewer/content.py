@@ -38,22 +38,30 @@ def content(
     folder = checkpoint.resolve(model, revision) if isinstance(model, str | Path) else None
     module = models.as_module(folder or model, trust_remote_code=trust_remote_code)
     groups = models.groups(module, inputs)
+    name = folder.resolve().name if folder else type(module).__name__
+    removed = plan if plan is None or isinstance(plan, Mapping) else _read(Path(plan).expanduser(), folder)
+    return shown(name, module, groups, removed, [Path(report).expanduser() for report in reports])
+
+
+def shown(
+    name: str, module: nn.Module, groups: Groups, removed: Removed | None, reports: Iterable[Path]
+) -> dict[str, Any]:
+    """As `content`, of a model whose groups are known.
+
+    Raises:
+        LorashearError: a choice that no model can be made of, or a report of another one.
+    """
     assert groups.typed is not None, "groups of a captured model have its graph"
     composed = compose(groups.typed)
     found = {
         "format": FORMAT,
-        "model": {
-            "name": folder.resolve().name if folder else type(module).__name__,
-            "class": groups.typed.name,
-            "parameters": groups.parameters(),
-        },
+        "model": {"name": name, "class": groups.typed.name, "parameters": groups.parameters()},
         "program": program(composed, models.typed(expand(composed)), groups),
-        "groups": [_group(groups, name) for name in groups],
+        "groups": [_group(groups, each) for each in groups],
         "cut": None,
-        "measured": measured(groups, [Path(report).expanduser() for report in reports]),
+        "measured": measured(groups, reports),
     }
-    if plan is not None:
-        removed = plan if isinstance(plan, Mapping) else _read(Path(plan).expanduser(), folder)
+    if removed is not None:
         try:
             after = compose(models.typed(resize(groups.typed, groups, removed)))
         except SelectionError as error:
@@ -87,8 +95,11 @@ def _read(path: Path, folder: Path | None) -> Removed:
 
 
 def _twins(module: nn.Module, groups: Groups, removed: Removed) -> tuple[nn.Module, nn.Module] | None:
-    """A language model before and after, without weights."""
+    """A language model before and after, without weights; None of what is none, or is none of its class after."""
     if not isinstance(module, PreTrainedModel):
         return None
-    small = emit.emission(module.config, groups, removed).config
+    try:
+        small = emit.emission(module.config, groups, removed).config
+    except LorashearError:  # widths that only a module in memory can have
+        return None
     return models.emptied(module), models.build_twin(small)

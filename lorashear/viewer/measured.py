@@ -17,11 +17,11 @@ Content = dict[str, Any]
 CURVES = ("loss", "text", "rate", "removed")
 
 
-def measured(groups: Groups, reports: Iterable[Path]) -> Content:
+def measured(groups: Groups | None, reports: Iterable[Path]) -> Content:
     """The part ``measured`` of a view.
 
     Args:
-        groups: of the dense model.
+        groups: of the dense model; None where the reports are known to be of it.
         reports: of `compile` or `recover`, or the folders that they made, and of `eval`; what a later one has stands for the same
             of an earlier one.
 
@@ -39,9 +39,11 @@ def measured(groups: Groups, reports: Iterable[Path]) -> Content:
             }
             continue
         if report.get("knowledge"):
-            found["knowledge"] = knowledge.read(groups, file)
+            found["knowledge"] = report["knowledge"] if groups is None else knowledge.read(groups, file)
         if "widths" in report:
-            found["widths"] = _widths(groups, report["widths"], file)
+            if groups is not None:
+                _check_widths(groups, report["widths"], file)
+            found["widths"] = report["widths"]
         if (log := file.with_name("training.jsonl")).is_file():
             found["training"] = _training(log)
         if report.get("recovery"):
@@ -63,12 +65,10 @@ def _read(file: Path) -> Content:
     return report
 
 
-def _widths(groups: Groups, widths: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    """The budget of each group."""
+def _check_widths(groups: Groups, widths: Mapping[str, Any], file: Path) -> None:
     for name, width in widths.items():
         if name not in groups or groups[name].axis.size != width["before"]:
             raise LorashearError(f"{file} is of another model: it has {name}, which is not in this one as it is there")
-    return widths
 
 
 def _training(log: Path) -> Content:

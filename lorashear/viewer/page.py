@@ -27,5 +27,10 @@ def page(found: dict[str, Any]) -> str:
     return made
 
 
+def data(page: str) -> dict[str, Any]:
+    """What a page shows, which `page` made."""
+    return json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+
+
 def _built(name: str) -> str:
     return (BUILT / name).read_text(encoding="utf-8")
