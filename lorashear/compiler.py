@@ -28,7 +28,7 @@ from lorashear.processes import Processes
 from lorashear.recovery import recover
 from lorashear.run import Compilation
 from lorashear.stages import Progress, Say, Stages
-from lorashear.subsets import Sources, Text, named
+from lorashear.subsets import Sources, Text, named, titles
 from lorashear.training import Step
 
 
@@ -186,7 +186,7 @@ def _compile(
     with stage("read"):
         given = read(source, twin, run.lora)
         windows = read_windows(source.folder, config, texts, settings, stage.progress, instruct) if texts else None
-        run = replaced(run, windows=windows)
+        run = replaced(run, windows=windows, texts=titles(texts))
     with resumable_folder(
         target,
         job=run.job([source.digest(), given.all_contents], asked),
