@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -129,6 +129,8 @@ class Compilation(Run):
     settings: Settings
     revision: str | None = None
     """Of a hub id, as asked for."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What was given beside the settings, for the recipe that repeats it."""
 
     @property
     def recovers(self) -> bool:
