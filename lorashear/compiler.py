@@ -108,7 +108,9 @@ def compile(
     if recipe is not None:
         own = {"model": model, "ratio": ratio, "out": out, "text": text, "instruct": instruct, "lora": lora}
         own |= {"revision": revision, "trust_remote_code": trust_remote_code, "report_to": report_to}
-        said = {name: each for name, each in own.items() if each is not None and each is not False and each not in EMPTY}
+        said = {
+            name: each for name, each in own.items() if each is not None and each is not False and each not in EMPTY
+        }
         return compile(
             **filled(recipe, {**said, **settings}),
             tokenizer=tokenizer,
@@ -171,7 +173,15 @@ def compile(
                 **{"trust-remote-code": trust_remote_code, "report-to": ",".join(report_to)},
             )
             run = Compilation(
-                source, name, wanted, stages, trust_remote_code, own, processes=processes, revision=revision, given=given
+                source,
+                name,
+                wanted,
+                stages,
+                trust_remote_code,
+                own,
+                processes=processes,
+                revision=revision,
+                given=given,
             )
             return _compile(run, target, texts, told, overwrite, resume, estimated)
 

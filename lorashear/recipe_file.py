@@ -132,28 +132,30 @@ def filled(recipe: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entries(path: Path, place: str) -> Iterator[tuple[Any, Any, int]]:
     """The keys of a file with their values and lines."""
+    text, line = "", 1
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            found = "is empty" if node is None else f"holds a {node.id}"
+            found = "is empty" if node is None else f"is a {'list' if isinstance(node, yaml.SequenceNode) else 'value'}"
             raise LorashearError(f"{place} {found}; a recipe is a mapping, such as ratio: 0.2")
         for key, value in node.value:
-            yield (
-                loader.construct_object(key, deep=True),
-                loader.construct_object(value, deep=True),
-                key.start_mark.line + 1,
-            )
+            line = key.start_mark.line + 1
+            yield loader.construct_object(key, deep=True), loader.construct_object(value, deep=True), line
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise LorashearError(f"{place}{line}: no YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise LorashearError(f"{place}: no YAML: {' '.join(str(error).split())}") from error
+        line = mark.line + 1 if mark else line
+        raise LorashearError(f"{place}, line {line}: no YAML: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise LorashearError(f"{place}, line {line}: no YAML: a character that it cannot have") from error
     except UnicodeDecodeError as error:
         raise LorashearError(f"{place} is no UTF-8 text; a recipe is a YAML file") from error
-    except (ValueError, RecursionError) as error:
-        raise LorashearError(f"{place}: a value is none that YAML can have: {str(error)[:100]}") from error
+    except RecursionError as error:
+        raise LorashearError(f"{place} is nested too deeply; a recipe is a mapping, such as ratio: 0.2") from error
+    except ValueError as error:  # a date that there is not
+        raise LorashearError(f"{place}, line {line}: no YAML: {error}") from error
     except OSError as error:
         raise LorashearError(f"{place} cannot be read: {error.strerror or error}") from error
 
@@ -172,7 +174,10 @@ def _value(word: Word, value: Any, place: str) -> Any:
     """A value as the command line would give it."""
     name = word.name
     if name == SUBSETS and isinstance(value, Mapping):
-        return {_text(word, key, place): _several(word, each, place) for key, each in value.items()}
+        return {
+            _text(word, name, place): each if isinstance(each, str) and each else _several(word, each, place)
+            for name, each in value.items()
+        }
     if word.several:
         return _several(word, value, place)
     if name in LISTS and isinstance(value, list):

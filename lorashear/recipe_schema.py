@@ -40,7 +40,11 @@ def _property(word: Word) -> dict[str, Any]:
 def _form(word: Word) -> dict[str, Any]:
     if word.several:
         some = [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
-        return {"anyOf": [*some, {"type": "object", "additionalProperties": {"anyOf": some}}]} if word.name == SUBSETS else {"anyOf": some}
+        return (
+            {"anyOf": [*some, {"type": "object", "additionalProperties": {"anyOf": some}}]}
+            if word.name == SUBSETS
+            else {"anyOf": some}
+        )
     if word.name in LISTS:
         one = {"enum": list(LISTS[word.name])} if LISTS[word.name] else {"type": "string"}
         return {"anyOf": [{"type": "string"}, {"type": "array", "items": one}]}
