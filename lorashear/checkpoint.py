@@ -72,6 +72,11 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
+def commit(folder: Path) -> str | None:
+    """The commit of a model that a hub gave, by where its cache keeps it; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Where one tensor lies: bytes `begin` to `end` of `file`, counted from the start of the file."""

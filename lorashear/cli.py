@@ -52,6 +52,7 @@ from lorashear.options import (
     Tuning,
     words,
 )
+from lorashear.recipe_command import Recipe, Repeatable, recipe, texts
 from lorashear.terminal import Terminal
 from lorashear.viewer.command import view
 
@@ -107,10 +108,12 @@ def _sentence(error: Exception) -> str | None:
     return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
 
 
-@app.command("compile")
+@app.command("compile", cls=Repeatable)
 def compile_(
+    context_: typer.Context,
     model: Model,
     out: Out,
+    recipe: Recipe = None,
     ratio: Annotated[float | None, typer.Option(help="share to remove of all parameters, or of another cost")] = None,
     params: Annotated[
         str | None, typer.Option(metavar="N", help="instead of a ratio: parameters left at most: 5e9, 5B, 700M")
@@ -146,6 +149,10 @@ def compile_(
         str, typer.Option(help="of LHSPG: decay, one ramp for all, or half-space, a gate each")
     ] = "decay",
     warm_up: Annotated[float, typer.Option(help="share of LHSPG's steps before anything fades")] = 0.0,
+    windows: Annotated[int, typer.Option(help="of text to calibrate on")] = 128,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="refit what stays by least squares where there is text")
+    ] = True,
     mixture: Mixture = "dynamic",
     tuning: Tuning = 0.25,
     replay: Replay = 0.5,
@@ -189,7 +196,7 @@ def compile_(
             model,
             ratio,
             out,
-            text=list(text or ()),
+            text=texts(context_, text),
             instruct=list(instruct or ()),
             lora=lora,
             params=params,
@@ -221,6 +228,8 @@ def compile_(
             tensor_parallel=tensor_parallel,
             criterion=criterion,
             unprunable_ratio=unprunable_ratio,
+            windows=windows,
+            compensate=compensate,
             context=context,
             packed=not apart,
             shard_bytes=byte_count(shard_size, "shard size"),
@@ -473,3 +482,4 @@ def verify(
 app.command("eval")(eval_)
 app.command()(export)
 app.command()(view)
+app.add_typer(recipe, name="recipe")

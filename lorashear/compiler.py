@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, amounts, checkpoint, fitting, goals, launched, models, results, trackers
+from lorashear import adapters, amounts, checkpoint, fitting, goals, launched, models, recipe_record, results, trackers
 from lorashear.calibration import GUARD_SHARE, read_windows
 from lorashear.config import Settings
 from lorashear.cutting import prune, read
@@ -25,11 +25,14 @@ from lorashear.loading import check_usable, load
 from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.plans import Plan
 from lorashear.processes import Processes
+from lorashear.recipe_file import filled
 from lorashear.recovery import recover
 from lorashear.run import Compilation
 from lorashear.stages import Progress, Say, Stages
 from lorashear.subsets import Sources, Text, named, titles
 from lorashear.training import Step
+
+EMPTY: tuple[Any, ...] = ((), [], {})
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class CompileResult:
 
 
 def compile(
-    model: models.Model,
+    model: models.Model | None = None,
     ratio: float | None = None,
     out: str | Path | None = None,
     *,
+    recipe: str | Path | None = None,
     text: Text = (),
     instruct: Sequence[str | Path] | str | Path = (),
     lora: str | Path | None = None,
@@ -83,6 +87,8 @@ def compile(
     Args:
         model: a folder, a hub id, or a transformers model or PeftModel (then ``tokenizer`` is needed to use text).
         out: the result folder; a temporary one where it is left out.
+        recipe: the YAML file of a recipe, or the name of one that ships (`lorashear recipe list`), in the words of the flags.
+            Arguments win: a setting that is named at all, and of the others one that is not its default.
         text: to calibrate and train on: .txt, .jsonl or .parquet files, folders of such files, or datasets of a hub, as
             owner/name, owner/name:config or owner/name:config:split; without text structures are ranked by magnitude. With
             names, as NAME=FILE or in a mapping, they are subsets, of which training draws those that have lost most.
@@ -99,6 +105,24 @@ def compile(
     Raises:
         LorashearError: the request or the input is wrong, or the ratio is out of reach.
     """
+    if recipe is not None:
+        own = {"model": model, "ratio": ratio, "out": out, "text": text, "instruct": instruct, "lora": lora}
+        own |= {"revision": revision, "trust_remote_code": trust_remote_code, "report_to": report_to}
+        said = {
+            name: each for name, each in own.items() if each is not None and each is not False and each not in EMPTY
+        }
+        return compile(
+            **filled(recipe, {**said, **settings}),
+            tokenizer=tokenizer,
+            overwrite=overwrite,
+            resume=resume,
+            estimated=estimated,
+            say=say,
+            progress=progress,
+            stepped=stepped,
+        )
+    if model is None:
+        raise LorashearError("nothing says which model: pass model, or a recipe that names one")
     for name, read_amount in (("params", amounts.count), ("bytes", amounts.byte_count)):
         if settings.get(name) is not None:
             settings[name] = read_amount(settings[name], name)
@@ -122,6 +146,7 @@ def compile(
         processes.follow()
         return CompileResult(Path(out or ""), *results.read(Path(out or "")))
     with processes.leading(), tempfile.TemporaryDirectory(prefix="lorashear-") as scratch:
+        beside = None if lora is None else str(lora)
         if isinstance(model, torch.nn.Module):
             folder, name = Path(scratch) / "given", type(model).__name__
             lora = _saved(model, tokenizer, folder) or lora
@@ -139,8 +164,24 @@ def compile(
         own = Path(lora) if lora is not None else None
         with trackers.Trackers(report_to, target) as reported:
             stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
+            given = recipe_record.given(
+                model,
+                text,
+                instruct,
+                revision=checkpoint.commit(folder) or revision,
+                lora=beside,
+                **{"trust-remote-code": trust_remote_code, "report-to": ",".join(report_to)},
+            )
             run = Compilation(
-                source, name, wanted, stages, trust_remote_code, own, processes=processes, revision=revision
+                source,
+                name,
+                wanted,
+                stages,
+                trust_remote_code,
+                own,
+                processes=processes,
+                revision=revision,
+                given=given,
             )
             return _compile(run, target, texts, told, overwrite, resume, estimated)
 
@@ -177,6 +218,7 @@ def _compile(
     source, stage = run.source, run.stage
     config = models.read_config(source.folder, trust_remote_code=run.trust_remote_code)
     twin = models.build_twin(config, trust_remote_code=run.trust_remote_code)
+    wanted = run.settings
     run = replaced(run, settings=goals.settled(run.settings, source, twin))
     settings = fitting.settled(run.settings, lambda each: _estimate(source, twin, each, bool(texts), target), stage.say)
     asked, run = run.settings, replaced(run, settings=settings)
@@ -209,6 +251,7 @@ def _compile(
             if wrong and not journal.position("training"):
                 journal.positions.clear()  # another try would come to the same
             raise
+        recipe_record.write(folder, run.given, wanted, results.read(folder)[1])
         shutil.rmtree(run.work, ignore_errors=True)
     return CompileResult(target, *results.read(target))
 

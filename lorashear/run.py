@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -131,6 +131,8 @@ class Compilation(Run):
     """Of a hub id, as asked for."""
     texts: tuple[str, ...] = ()
     """What the text is called, without the folders of this machine."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What was given beside the settings, for the recipe that repeats it."""
 
     @property
     def recovers(self) -> bool:

@@ -17,7 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "stdlib-llama-2.8m"
 PACKAGES = {"lorashear", "lorashear_ir", "lorashear_passes"}
-NEEDED = ("lorashear/modeling_lorashear.py", "lorashear/py.typed", "lorashear/viewer/built/page.js")
+NEEDED = (
+    "lorashear/modeling_lorashear.py",
+    "lorashear/py.typed",
+    "lorashear/viewer/built/page.js",
+    "lorashear/shipped_recipes/one-shot.yaml",
+)
 # Some pages of text that lie wherever Python does.
 TEXT_MODULES = ("textwrap", "tokenize")
 
