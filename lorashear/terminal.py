@@ -131,6 +131,7 @@ class _Bar(Progress):
     def begin(self, stage: str) -> None:
         """Show a stage from now on; none where it has no name."""
         self.stage, self._began = stage, time.monotonic()
+        self.refresh()  # a line that is printed next is printed above this
 
     def get_renderables(self) -> Iterable[RenderableType]:
         if self.stage:
