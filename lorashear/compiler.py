@@ -28,7 +28,7 @@ from lorashear.processes import Processes
 from lorashear.recovery import recover
 from lorashear.run import Compilation
 from lorashear.stages import Progress, Say, Stages
-from lorashear.subsets import Sources, Text, named
+from lorashear.subsets import Sources, Text, named, titles
 from lorashear.training import Step
 
 
@@ -90,7 +90,7 @@ def compile(
         lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
-        say, progress: called with a line for each stage, and with (stage, done, total).
+        say, progress: called with a line as a stage begins and when it is over, and with (stage, done, total).
         stepped: called with what each step of training did (`lorashear.training.Step`), before ``progress`` is.
         report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
             TensorBoard's files go to ``runs`` beside the result (see `lorashear.trackers`).
@@ -186,7 +186,7 @@ def _compile(
     with stage("read"):
         given = read(source, twin, run.lora)
         windows = read_windows(source.folder, config, texts, settings, stage.progress, instruct) if texts else None
-        run = replaced(run, windows=windows)
+        run = replaced(run, windows=windows, texts=titles(texts))
     with resumable_folder(
         target,
         job=run.job([source.digest(), given.all_contents], asked),

@@ -12,20 +12,16 @@ from lorashear.curves import PICTURE
 from lorashear.drawing import legible
 from lorashear_ir.groups import Groups
 
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [lorashear, pruned]
----
-# {name}{smaller}
+CARD_FILE = "README.md"
+CARD = """# {name}{smaller}
 
-Structured pruning of `{name}` by [LoRAShear](https://arxiv.org/abs/2310.18356): {sizes} parameters.
+Structured pruning of `{name}`{revision} by [LoRAShear](https://arxiv.org/abs/2310.18356): {sizes} parameters.
 
 {table}
 
 {loading}
 
-Widths left: {widths}. Criterion: {criterion}{compensation}. {training} `lorashear/plan.json` holds the kept
+Widths left: {widths}. Criterion: {criterion}{compensation}.{data} {training} `lorashear/plan.json` holds the kept
 indices of every tensor, `lorashear/report.json` the figures; `lorashear verify MODEL .` checks one against the other.
 {curves}{recovery}"""
 CURVES = """
@@ -67,7 +63,7 @@ def layer_widths(groups: Groups, removed: Mapping[str, Any]) -> dict[str, dict[s
 
 
 def card(report: Mapping[str, Any], route: str) -> str:
-    """The model card of a result."""
+    """What the model card of a result says of what was done; `lorashear.card` has the rest."""
     trained, recovery = report["training"], report.get("recovery")
     parameters = report["parameters"]
     table = f"| | dense | pruned{' and trained' if trained or recovery else ''} |\n|---|---|---|\n"
@@ -82,8 +78,11 @@ def card(report: Mapping[str, Any], route: str) -> str:
     for name, width in report["widths"].items():
         kinds.setdefault(name.rsplit(".", 1)[-1], set()).add(f"{width['before']} → {width['after']}")
     widths = "; ".join(f"{kind} {', '.join(sorted(found))}" for kind, found in kinds.items() if len(found) < 4)
+    revision, texts = report.get("revision"), report.get("text")
     return CARD.format(
         name=report["model"],
+        revision=f" at `{revision}`" if revision else "",
+        data=f" Text: {', '.join(f'`{text}`' for text in texts)}." if texts else "",
         smaller=f", {1 - parameters['after'] / parameters['before']:.1%} smaller"
         if parameters["before"]
         else ", pruned",

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lorashear import knowledge, report
+from lorashear import card, knowledge
 from lorashear.checkpoint import Checkpoint, json_object
 from lorashear.choosing import Choice
 from lorashear.errors import LorashearError
 from lorashear.folder import write_json
 from lorashear.likelihood import Perplexity
 from lorashear.plans import Plan
-from lorashear.report import layer_widths
+from lorashear.report import CARD_FILE, layer_widths
 from lorashear.run import Compilation, Run
 from lorashear.storage import Storage
 from lorashear_ir.groups import Groups
@@ -47,6 +47,8 @@ def content(
     return {
         "model": run.name,
         "revision": run.revision,
+        "inherited": card.inherited(source.folder),
+        "text": list(run.texts),
         "lora": run.lora is not None,
         "ratio": {"asked": settings.ratio, "of": settings.cost, "reached": 1 - left},
         "parameters": {"before": counts[0], "after": counts[1]},
@@ -105,7 +107,7 @@ def recovered(
 
 def write(content: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     """The report and the card of a result."""
-    (folder / "README.md").write_text(report.card(content, plan.route), encoding="utf-8")
+    (folder / CARD_FILE).write_text(card.card(content, plan, folder), encoding="utf-8")
     write_json(folder / REPORT, content)
 
 

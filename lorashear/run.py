@@ -129,6 +129,8 @@ class Compilation(Run):
     settings: Settings
     revision: str | None = None
     """Of a hub id, as asked for."""
+    texts: tuple[str, ...] = ()
+    """What the text is called, without the folders of this machine."""
 
     @property
     def recovers(self) -> bool:

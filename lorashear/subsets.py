@@ -47,6 +47,15 @@ def named(text: Text) -> Sources:
     return found
 
 
+def titles(texts: Sources) -> tuple[str, ...]:
+    """What the parts of a text are called in public: a dataset of a hub by its name, a file without its folders."""
+    return tuple(
+        ("" if name == UNNAMED else f"{name}=") + (Path(source).name if Path(source).exists() else str(source))
+        for name, given in texts.items()
+        for source in given
+    )
+
+
 def _several(given: Source | Sequence[Source]) -> list[Source]:
     return [given] if isinstance(given, str | Path) else list(given)
 

@@ -146,7 +146,7 @@ def test_a_bad_model(
         (["--ratio", "0", "--one-shot"], "between 0 and 1"),
         (["--ratio", "nan", "--one-shot"], "between 0 and 1"),
         (["--ratio", "much", "--one-shot"], "Invalid value for '--ratio'"),
-        (["--one-shot"], "Missing option '--ratio'"),
+        (["--one-shot"], "nothing says how much to remove: pass ratio (--ratio 0.2)"),
         (["--ratio", "0.2"], "pass tokens (--tokens N), or one_shot=True (--one-shot) to do without"),
         (["--ratio", "0.99", "--one-shot"], "77.88% at most, held back by head widths"),
         ([*ASK, "--prune", "layers"], "the kinds are head, query, ffn, hidden"),

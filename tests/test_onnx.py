@@ -18,12 +18,12 @@ from lorashear.engines import onnx_graph, onnx_model, openvino_model
 from lorashear.engines.exporter import refusals
 from lorashear.errors import LorashearError
 from onnx_results import Running, cut, greedy, loaded
-from trained_results import every, prompts, small_result
+from trained_results import prompts, small_result, usual
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", params=every())
+@pytest.fixture(scope="module", params=usual())
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A result, and what was written of it."""
     small = small_result(request.param, tmp_path_factory.mktemp(request.param.replace("/", "-")), "onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from onnx_results import PROMPTS, ROOT, TRAINED, names, result
 SHARED = ROOT.parent / "shared" / "data" / "models"
 FORMS = ("uniform", "layers")
 BEGINNINGS = ("The little", "Once upon a time", "One day, Lily and Tom went to the park. They saw a big")
+
+
+def usual() -> list[Any]:
+    """What `names` has; with LORASHEAR_MODELS=all all that `every` has."""
+    return every() if os.environ.get("LORASHEAR_MODELS") == "all" else names()
 
 
 def every() -> list[Any]:
