@@ -109,9 +109,9 @@ class Closing:
         for figure in self.figures:
             table.add_row(*figure.cells())
         console.print(table)
-        wide = max(map(len, self.widths), default=0)
+        wide, layers = (max(map(len, each), default=0) for each in (self.widths, self.widths.values()))
         for kind, pairs in self.widths.items():
-            line = Text.assemble(f"{kind:{wide}}  ", (bar(pairs), "green"), f"  {numbers(pairs)}")
+            line = Text.assemble(f"{kind:{wide}}  ", (f"{bar(pairs):{layers}}", "green"), f"  {numbers(pairs)}")
             console.print(line)
 
 

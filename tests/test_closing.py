@@ -35,7 +35,10 @@ REPORT: dict[str, Any] = {
     "parameters": {"before": 1000, "after": 800},
     "bytes": {"before": 2000, "after": 1700},
     "perplexity": {"before": 10.0, "pruned": 15.0, "after": 12.5, "data": "some text"},
-    "widths": {f"l.{at}.ffn": {"before": 256, "after": width} for at, width in enumerate((256, 128, 128, 32))},
+    "widths": {
+        **{f"l.{at}.ffn": {"before": 256, "after": width} for at, width in enumerate((256, 128, 128, 32))},
+        "model.hidden": {"before": 64, "after": 32},
+    },
 }
 
 
@@ -133,7 +136,10 @@ def test_the_table_has_before_after_and_difference() -> None:
         ["perplexity since pruning", "15.000", "12.500", "-2.500 (-16.67 %)"],
     ]
     assert [word for word in ("before", "after", "difference") if word not in said] == []
-    assert said.splitlines()[-1].rstrip() == "ffn  █▄▄▁  256 → 256, 128 ×2, 32"
+    assert [line.rstrip() for line in said.splitlines()[-2:]] == [
+        "ffn     █▄▄▁  256 → 256, 128 ×2, 32",
+        "hidden  ▄     64 → 32",
+    ]
     assert all(len(line) <= 80 for line in said.splitlines())
 
 
