@@ -51,7 +51,7 @@ def main() -> None:
                 text=text["train"],
                 one_shot=True,
                 overwrite=True,
-                say=lambda line: terminal.say(f"  {line}"),
+                say=terminal.say,
                 progress=terminal.progress,
             )
         seconds = time.perf_counter() - begin

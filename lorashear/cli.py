@@ -6,19 +6,26 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorashear import launched, stopping
+from lorashear import closing, completing, launched, stopping
 from lorashear.engines.command import export
 from lorashear.engines.needs import NEEDS
+from lorashear.environment import env
 from lorashear.errors import Fault, LorashearError
 from lorashear.evaluation.command import eval_
 from lorashear.options import (
+    CHOOSE,
+    FILES,
+    LHSPG,
+    OUTPUT,
+    REMOVE,
+    TEXT,
+    TRAINING,
     Apart,
     AsJson,
     Batch,
@@ -37,6 +44,7 @@ from lorashear.options import (
     Model,
     Out,
     Overwrite,
+    Quiet,
     Rank,
     Remote,
     Replay,
@@ -54,12 +62,18 @@ from lorashear.options import (
 )
 from lorashear.recipe_command import Recipe, Repeatable, recipe, texts
 from lorashear.terminal import Terminal
+from lorashear.verbs import Ordered, about, group
 from lorashear.viewer.command import view
 
 if TYPE_CHECKING:
     from lorashear.estimate import Estimate
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Ordered,
+    pretty_exceptions_enable=False,
+    help="Make a language model smaller by removing whole structures of it, and write an ordinary model folder.",
+    epilog="lorashear VERB --help has an example of each. With --debug an error comes with its traceback.",
+)
 TERMINATED = 143  # for SIGTERM
 RESUMED = {
     **dict.fromkeys(("apply", "compile", "recover"), "; --resume goes on from here"),
@@ -77,7 +91,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = app(arguments or ["--help"], standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="lorashear", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except SystemExit as stopped:  # by SIGTERM
@@ -108,50 +122,108 @@ def _sentence(error: Exception) -> str | None:
     return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
 
 
-@app.command("compile", cls=Repeatable)
+@app.command(**about("compile", Repeatable))
 def compile_(
     context_: typer.Context,
     model: Model,
     out: Out,
     recipe: Recipe = None,
-    ratio: Annotated[float | None, typer.Option(help="share to remove of all parameters, or of another cost")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="share to remove of all parameters, or of another cost", rich_help_panel=REMOVE)
+    ] = None,
     params: Annotated[
-        str | None, typer.Option(metavar="N", help="instead of a ratio: parameters left at most: 5e9, 5B, 700M")
+        str | None,
+        typer.Option(
+            metavar="N", help="instead of a ratio: parameters left at most: 5e9, 5B, 700M", rich_help_panel=REMOVE
+        ),
     ] = None,
     bytes_: Annotated[
-        str | None, typer.Option("--bytes", metavar="SIZE", help="instead of a ratio: bytes left at most: 8GB, 500MB")
+        str | None,
+        typer.Option(
+            "--bytes", metavar="SIZE", help="instead of a ratio: bytes left at most: 8GB, 500MB", rich_help_panel=REMOVE
+        ),
     ] = None,
     text: Text = None,
     instruct: Instruct = None,
-    lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model")] = None,
-    one_shot: Annotated[bool, typer.Option("--one-shot", help="prune without training")] = False,
+    lora: Annotated[
+        Path | None, typer.Option(help="folder of a LoRA adapter that belongs to the model", rich_help_panel=FILES)
+    ] = None,
+    one_shot: Annotated[
+        bool, typer.Option("--one-shot", help="prune without training", rich_help_panel=TRAINING)
+    ] = False,
     tokens: Tokens = None,
     cost: Annotated[
-        str, typer.Option(help="what the ratio is of: parameters, bytes, flops or latency, the last two a token")
+        str,
+        typer.Option(
+            help="what the ratio is of: parameters, bytes, flops or latency, the last two a token",
+            rich_help_panel=REMOVE,
+            autocompletion=completing.costs,
+        ),
     ] = "parameters",
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="let widths differ between layers")] = False,
-    prune: Annotated[str, typer.Option(help="kinds: head,query,ffn,hidden")] = "head,query,ffn",
-    round_to: Annotated[int, typer.Option(help="MLP and hidden widths are multiples of this")] = 1,
-    target: Annotated[str | None, typer.Option(help=f"an engine, for widths that suit it: {', '.join(NEEDS)}")] = None,
-    tensor_parallel: Annotated[int, typer.Option(help="devices that will split each layer, with --target vllm")] = 1,
-    criterion: Annotated[str | None, typer.Option(help="obs, wanda, flap, taylor, lora, magnitude or random")] = None,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="let widths differ between layers", rich_help_panel=REMOVE)
+    ] = False,
+    prune: Annotated[
+        str, typer.Option(help="kinds: head,query,ffn,hidden", rich_help_panel=REMOVE, autocompletion=completing.kinds)
+    ] = "head,query,ffn",
+    round_to: Annotated[
+        int, typer.Option(help="MLP and hidden widths are multiples of this", rich_help_panel=REMOVE)
+    ] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help=f"an engine, for widths that suit it: {', '.join(NEEDS)}",
+            rich_help_panel=REMOVE,
+            autocompletion=completing.engines,
+        ),
+    ] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="devices that will split each layer, with --target vllm", rich_help_panel=REMOVE)
+    ] = 1,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            help="obs, wanda, flap, taylor, lora, magnitude or random",
+            rich_help_panel=CHOOSE,
+            autocompletion=completing.criteria,
+        ),
+    ] = None,
     unprunable_ratio: Annotated[
         float | None,
         typer.Option(
-            help="with --per-layer: share of groups, those worth most, kept whole; by default those before the knee, if better"
+            help="with --per-layer: share of groups, those worth most, kept whole; by default those before the knee, if better",
+            rich_help_panel=CHOOSE,
         ),
     ] = None,
     lhspg: Annotated[
-        float, typer.Option(help="share of the tokens of text in which structures fade while the dense model trains")
+        float,
+        typer.Option(
+            help="share of the tokens of text in which structures fade while the dense model trains",
+            rich_help_panel=LHSPG,
+        ),
     ] = 0.0,
-    periods: Annotated[int, typer.Option(help="of LHSPG: a part of the structures starts to fade in each")] = 1,
+    periods: Annotated[
+        int, typer.Option(help="of LHSPG: a part of the structures starts to fade in each", rich_help_panel=LHSPG)
+    ] = 1,
     policy: Annotated[
-        str, typer.Option(help="of LHSPG: decay, one ramp for all, or half-space, a gate each")
+        str,
+        typer.Option(
+            help="of LHSPG: decay, one ramp for all, or half-space, a gate each",
+            rich_help_panel=LHSPG,
+            autocompletion=completing.policies,
+        ),
     ] = "decay",
-    warm_up: Annotated[float, typer.Option(help="share of LHSPG's steps before anything fades")] = 0.0,
-    windows: Annotated[int, typer.Option(help="of text to calibrate on")] = 128,
+    warm_up: Annotated[
+        float, typer.Option(help="share of LHSPG's steps before anything fades", rich_help_panel=LHSPG)
+    ] = 0.0,
+    windows: Annotated[int, typer.Option(help="of text to calibrate on", rich_help_panel=TEXT)] = 128,
     compensate: Annotated[
-        bool, typer.Option("--compensate/--no-compensate", help="refit what stays by least squares where there is text")
+        bool,
+        typer.Option(
+            "--compensate/--no-compensate",
+            help="refit what stays by least squares where there is text",
+            rich_help_panel=REMOVE,
+        ),
     ] = True,
     mixture: Mixture = "dynamic",
     tuning: Tuning = 0.25,
@@ -177,17 +249,22 @@ def compile_(
     save_every: SaveEvery = "10m",
     resume: Resume = False,
     report_to: ReportTo = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what it will take, and stop", rich_help_panel=OUTPUT)
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """A model folder in, a smaller ordinary one out."""
     from lorashear.amounts import byte_count
     from lorashear.compiler import compile
 
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
 
         def estimated(estimate: Estimate) -> None:
+            if dry_run and quiet:
+                print(estimate)  # it is the result
             terminal.say(str(estimate))
             if dry_run:
                 raise typer.Exit
@@ -247,17 +324,18 @@ def compile_(
             stepped=terminal.stepped,
             report_to=words(report_to),
         )
-    _done(result.report, out, as_json)
+    closing.finish(result.report, out, as_json=as_json, quiet=quiet)
 
 
-@app.command()
+@app.command(**about("recover"))
 def recover(
     folder: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
     out: Out,
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="to train on in all, again and again where the text is short; by default as many as there are, at most 10 million"
+            help="to train on in all, again and again where the text is short; by default as many as there are, at most 10 million",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     text: Text = None,
@@ -265,10 +343,13 @@ def recover(
     dense: Annotated[
         str | None,
         typer.Option(
-            help="folder or hub id of the model that it was pruned from; or none; by default a hub id that the report names"
+            help="folder or hub id of the model that it was pruned from; or none; by default a hub id that the report names",
+            rich_help_panel=FILES,
         ),
     ] = None,
-    lora: Annotated[Path | None, typer.Option(help="folder of a LoRA adapter that belongs to that model")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="folder of a LoRA adapter that belongs to that model", rich_help_panel=FILES)
+    ] = None,
     mixture: Mixture = "dynamic",
     tuning: Tuning = 0.25,
     replay: Replay = 0.5,
@@ -295,12 +376,13 @@ def recover(
     report_to: ReportTo = "",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a pruned folder: text first, by what each subset of it has lost, then instructions."""
     from lorashear.amounts import byte_count
     from lorashear.recoverer import recover
 
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
         result = recover(
             folder,
             out,
@@ -338,36 +420,10 @@ def recover(
             stepped=terminal.stepped,
             report_to=words(report_to),
         )
-    _done(result.report, out, as_json)
+    closing.finish(result.report, out, as_json=as_json, quiet=quiet)
 
 
-def _done(report: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """What a run came to."""
-    from lorashear.report import recovery_stages, recovery_table
-
-    if launched.follower():
-        return
-    if as_json:
-        print(json.dumps(report, indent=2))
-        return
-    parameters, perplexity = report["parameters"], report["perplexity"]
-    if parameters["before"]:
-        gone, ratio = 1 - parameters["after"] / parameters["before"], report["ratio"]
-        also = f", and {ratio['reached']:.2%} of the {ratio['of']}" if ratio["of"] != "parameters" else ""
-        print(f"{parameters['before']:,} → {parameters['after']:,} parameters ({gone:.2%} removed{also})")
-    if perplexity:
-        steps = [f"{perplexity[name]:.3f}" for name in ("before", "pruned", "after") if name in perplexity]
-        print(f"perplexity {' → '.join(steps)} ({perplexity['data']})")
-    if report.get("recovery"):
-        print(recovery_table(report["recovery"]))
-        print(recovery_stages(report["recovery"]))
-    if report["per_layer"]:
-        uniform, free = report["per_layer"]["loss"], report["per_layer"]["loss_per_layer"]
-        print(f"held-out loss {uniform:.3f} nats; with --per-layer it would be {free:.3f}")
-    print(f"{report['note'] + '; ' if report['note'] else ''}written to {out} ({report['route']})")
-
-
-@app.command()
+@app.command(**about("groups"))
 def groups(
     model: Model,
     as_operators: Annotated[
@@ -401,7 +457,7 @@ def groups(
         print(report.operator_table(found) if as_operators else report.table(found))
 
 
-@app.command()
+@app.command(**about("trace"))
 def trace(
     model: Model,
     out: Annotated[Path | None, typer.Option(help="file to write instead of printing")] = None,
@@ -418,22 +474,40 @@ def trace(
         out.write_text(text, encoding="utf-8")
 
 
-@app.command()
+@app.command(**about("apply"))
 def apply(
     plan: Annotated[Path, typer.Argument(help="plan.json")],
     model: Model,
     out: Out,
-    lora: Annotated[Path | None, typer.Option(help="folder of a trained LoRA adapter of the model")] = None,
-    adapter: Annotated[str, typer.Option(help="merge it into the weights, or keep it, cut to fit")] = "merge",
+    lora: Annotated[
+        Path | None, typer.Option(help="folder of a trained LoRA adapter of the model", rich_help_panel=FILES)
+    ] = None,
+    adapter: Annotated[
+        str,
+        typer.Option(
+            help="merge it into the weights, or keep it, cut to fit",
+            rich_help_panel=FILES,
+            autocompletion=completing.adapters,
+        ),
+    ] = "merge",
     shard_size: ShardSize = "5GB",
     check_contents: Annotated[
         bool,
-        typer.Option("--check-contents", help="refuse other weights too, not only other shapes; reads them once more"),
+        typer.Option(
+            "--check-contents",
+            help="refuse other weights too, not only other shapes; reads them once more",
+            rich_help_panel=FILES,
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it will take, and stop")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run was stopped")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what it will take, and stop", rich_help_panel=OUTPUT)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on where an earlier run was stopped", rich_help_panel=OUTPUT)
+    ] = False,
     revision: Revision = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """The slice that a plan describes, tensor by tensor and without torch."""
     from lorashear.amounts import byte_count
@@ -441,7 +515,7 @@ def apply(
     from lorashear.plans import Plan
 
     loaded = Plan.load(plan)
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
         apply_plan(
             loaded,
             model,
@@ -454,32 +528,38 @@ def apply(
             lora=lora,
             adapter=adapter,
             shard_bytes=byte_count(shard_size, "shard size"),
-            estimated=lambda estimate: terminal.say(str(estimate)),
+            estimated=print if quiet and dry_run else lambda estimate: terminal.say(str(estimate)),
             progress=partial(terminal.progress, "slice"),
         )
     if dry_run:
         return
+    if not quiet:
+        closing.compared(model, out, revision=revision)
     print(f"written to {out}")
-    if loaded.changed:
+    if loaded.changed and not quiet:
         print(
             f"{len(loaded.changed)} tensors that compensation changed are plain slices here: a plan does not replay it"
         )
 
 
-@app.command()
+@app.command(**about("verify"))
 def verify(
     model: Model,
     pruned: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
     revision: Revision = None,
+    quiet: Quiet = False,
 ) -> None:
     """Check a pruned folder against its original and its plan."""
     from lorashear.verifying import verify as verify_pair
 
-    for line in verify_pair(model, pruned, revision=revision):
+    with Terminal(quiet=quiet):
+        held = verify_pair(model, pruned, revision=revision)
+    for line in held[-1:] if quiet else held:  # the last is of what they compute
         print(line)
 
 
-app.command("eval")(eval_)
-app.command()(export)
-app.command()(view)
-app.add_typer(recipe, name="recipe")
+app.command(**about("eval"))(eval_)
+app.command(**about("export"))(export)
+app.command(**about("view"))(view)
+app.command(**about("env"))(env)
+app.add_typer(recipe, **group("recipe"))

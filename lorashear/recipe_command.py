@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from lorashear import recipe_file
+from lorashear.options import FILES
 from lorashear.recipe_schema import schema as schema_of
 from lorashear.recipe_words import SUBSETS, words
+from lorashear.verbs import Grouped
 
 recipe = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Settings of compile that have a name.")
 NAMED_SUBSETS = "named subsets"
@@ -21,12 +22,14 @@ NAMED_SUBSETS = "named subsets"
 Recipe = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="a YAML file with these words, or the name of one that ships (lorashear recipe list)"
+        metavar="FILE",
+        help="a YAML file with these words, or the name of one that ships (lorashear recipe list)",
+        rich_help_panel=FILES,
     ),
 ]
 
 
-class Repeatable(TyperCommand):
+class Repeatable(Grouped):
     """A command whose flags may stand in a recipe; those that are given win."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:

@@ -10,13 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from lorashear.training import Step
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
+
+
+class StageLine(str):
+    """What `Say` is told of a stage, ``3 knowledge`` as it begins and ``3 knowledge  12.4 s`` when it is over: a line like any
+    other, of which a terminal knows what it is of."""
+
+    name: str
+    seconds: float | None
+    """None as it begins."""
+
+    def __new__(cls, number: int, name: str, seconds: float | None = None) -> Self:
+        line = super().__new__(cls, f"{number} {name}" + ("" if seconds is None else f"  {seconds:,.1f} s"))
+        line.name, line.seconds = name, seconds
+        return line
 
 
 def debug_level() -> int:
@@ -41,14 +55,17 @@ class Stages:
         """Run a block as the stage ``name``."""
         self.number += 1
         if self.say:
-            self.say(f"{self.number} {name}")
-        start = time.perf_counter()
+            self.say(StageLine(self.number, name))
+        number, start = self.number, time.perf_counter()
         yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+        seconds = time.perf_counter() - start
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 4)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.peak_bytes[name] = peak if sys.platform == "darwin" else peak * 1024
         if debug_level():
             print(f"lorashear: {self.number} {name}: {self.seconds[name]:.3f} s", file=sys.stderr)
+        if self.say:
+            self.say(StageLine(number, name, seconds))
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Tell how far the current stage is."""

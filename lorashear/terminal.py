@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from lorashear.figures import Figures
 from lorashear.pace import Pace, clock
+from lorashear.stages import StageLine
 
 if TYPE_CHECKING:
     from lorashear.training import Step
@@ -20,11 +23,19 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
 
 
-class Terminal:
-    """Writes to stderr: a bar on a terminal; else a plain line when something begins, and now and then, for log files."""
+def living(console: Console) -> bool:
+    """Whether lines on it can be written again: it is a terminal, and not one that is as good as a file (TERM=dumb)."""
+    return console.is_terminal and not console.is_dumb_terminal
 
-    def __init__(self, console: Console | None = None) -> None:
+
+class Terminal:
+    """Writes to stderr: a bar on a terminal, where a stage that is over leaves a line with its seconds; else a plain line when
+    something begins, and now and then, for log files. A ``quiet`` one writes nothing, and keeps Python's warnings back."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self._console = console or Console(stderr=True)
+        self._quiet, self._open = quiet, ExitStack()
+        self._living = living(self._console)
         self._bar = _Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,21 +49,40 @@ class Terminal:
         self._forget()
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._quiet:
+            self._open.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        elif self._living:
             self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:  # stopping prints an empty line elsewhere
+        self._open.close()
+        if self._living and not self._quiet:  # stopping prints an empty line elsewhere
+            unfinished, self._bar.stage = self._bar.stage, ""
+            if unfinished:
+                self._print(unfinished)  # where it ended stays to be seen
             self._bar.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays; what is told after it is of something new."""
-        self._close()
-        self._forget()
-        self._print(line)
+        """A line that stays; what is told after it is of something new. Of a stage one line stays, of its end."""
+        if self._quiet:
+            return
+        if not isinstance(line, StageLine):
+            self._forget()
+            self._print(line)
+        elif self._living:
+            self._forget()
+            self._bar.begin("" if line.seconds is not None else line)
+            if line.seconds is not None:
+                self._print(line)
+        elif line.seconds is None:
+            self._forget()
+            self._print(line)
+        else:
+            self._print(f"  {line.name} took {line.seconds:,.1f} s")  # not the line of its beginning once more
 
     def stepped(self, step: Step) -> None:
         """What a step of training did, to be shown with how far it is: comes before `progress`."""
@@ -60,13 +90,15 @@ class Terminal:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` of something that the current stage does."""
+        if self._quiet:
+            return
         begins = what != self._what
         if begins:
             self._close()
             self._what, self._pace = what, Pace()
         seconds = self._pace.left(done, total)
         left = "" if seconds is None else f"left {clock(seconds)}"
-        if self._console.is_terminal:
+        if self._living:
             if self._task is None:
                 self._task = self._bar.add_task(what, left=left)
             self._bar.figures = f"{done:,} of {total:,}  {self._line}" if self._line else ""
@@ -84,16 +116,26 @@ class Terminal:
             self._task, self._bar.figures = None, ""
 
     def _forget(self) -> None:
+        self._close()
         self._what, self._line = "", ""
         self._figures, self._pace = Figures(), Pace()
 
 
 class _Bar(Progress):
-    """With a line of figures below, which a terminal of 80 columns has no room for beside it."""
+    """With the stage and its seconds above, and below a line of figures, which a terminal of 80 columns has no room for beside it."""
 
     figures = ""
+    stage = ""
+    _began = 0.0
+
+    def begin(self, stage: str) -> None:
+        """Show a stage from now on; none where it has no name."""
+        self.stage, self._began = stage, time.monotonic()
+        self.refresh()  # a line that is printed next is printed above this
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        if self.stage:
+            yield Text(f"{self.stage}  {time.monotonic() - self._began:,.0f} s", no_wrap=True, overflow="ellipsis")
         yield from super().get_renderables()
         if self.figures:
             yield Text(f"  {self.figures}", no_wrap=True, overflow="ellipsis")

@@ -8,14 +8,18 @@ from typing import Annotated
 
 import typer
 
+from lorashear import completing
 from lorashear.errors import LorashearError
-from lorashear.options import AsJson
+from lorashear.options import AsJson, Quiet
 from lorashear.terminal import Terminal
 
 
 def export(
     folder: Annotated[Path, typer.Argument(help="a result, or any model folder")],
-    to: Annotated[str | None, typer.Option(metavar="FORMAT", help="one of those that --list shows")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="one of those that --list shows", autocompletion=completing.formats),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="file or folder to write")] = None,
     dtype: Annotated[str | None, typer.Option(help="of the weights; by default as stored")] = None,
     list_: Annotated[
@@ -23,6 +27,7 @@ def export(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is at --out")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """A result in the format of an inference engine."""
     from lorashear.engines.exporter import TARGETS, export, refusals
@@ -40,7 +45,7 @@ def export(
         return
     if not to or not out:
         raise LorashearError("export needs a format and a place: pass --to and --out, or --list to see the formats")
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
         said = export(folder, to, out, dtype=dtype, overwrite=overwrite, progress=terminal.progress)
     if as_json:
         print(json.dumps({"to": to, "out": str(out), "note": said}, indent=2))

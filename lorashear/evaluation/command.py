@@ -12,7 +12,21 @@ import typer
 
 from lorashear import launched
 from lorashear.errors import LorashearError
-from lorashear.options import Apart, AsJson, Device, Dtype, Remote, Revision, Seed, words
+from lorashear.options import (
+    OUTPUT,
+    SPEED,
+    TASKS,
+    TEXT,
+    Apart,
+    AsJson,
+    Device,
+    Dtype,
+    Quiet,
+    Remote,
+    Revision,
+    Seed,
+    words,
+)
 from lorashear.terminal import Terminal
 
 Text = Annotated[
@@ -21,17 +35,19 @@ Text = Annotated[
         metavar="[NAME=]FILE",
         help="perplexity of a .txt, .jsonl or .parquet file, a folder of them, or a hub dataset as owner/name[:config[:split]]; "
         "give it once for each",
+        rich_help_panel=TEXT,
     ),
 ]
 Tasks = Annotated[
     str,
     typer.Option(
-        help="multiple choice: paper for its seven, names of them, .jsonl files, with --harness .yaml files; by commas"
+        help="multiple choice: paper for its seven, names of them, .jsonl files, with --harness .yaml files; by commas",
+        rich_help_panel=TASKS,
     ),
 ]
 
 
-ANEW = ("models", "text", "tasks", "items", "trust_remote_code", "out", "overwrite", "reproduce", "as_json")
+ANEW = ("models", "text", "tasks", "items", "trust_remote_code", "out", "overwrite", "reproduce", "as_json", "quiet")
 """What may be said of a report that is to be reproduced: where things are now, and where the new one goes."""
 
 
@@ -42,38 +58,62 @@ def eval_(
     ] = None,
     text: Text = None,
     context: Annotated[
-        int | None, typer.Option(help="tokens a window; by default as many as all models can read, at most 2048")
+        int | None,
+        typer.Option(
+            help="tokens a window; by default as many as all models can read, at most 2048", rich_help_panel=TEXT
+        ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="tokens from one window's beginning to the next one's; by default the context")
+        int | None,
+        typer.Option(
+            help="tokens from one window's beginning to the next one's; by default the context", rich_help_panel=TEXT
+        ),
     ] = None,
     apart: Apart = False,
     limit: Annotated[
-        int | None, typer.Option(help="windows of each text, spread over it; first items of each task")
+        int | None,
+        typer.Option(help="windows of each text, spread over it; first items of each task", rich_help_panel=TEXT),
     ] = None,
     tasks: Tasks = "",
     items: Annotated[
-        Path | None, typer.Option(help="folder with NAME.jsonl of the tasks that are names; else the hub's")
+        Path | None,
+        typer.Option(help="folder with NAME.jsonl of the tasks that are names; else the hub's", rich_help_panel=TASKS),
     ] = None,
-    harness: Annotated[bool, typer.Option("--harness", help="run the tasks by lm-evaluation-harness")] = False,
-    speed: Annotated[bool, typer.Option("--speed", help="speed and memory, of all models by turns")] = False,
-    batches: Annotated[str, typer.Option(help="rows at once for --speed, by commas")] = "1",
-    prompt: Annotated[int, typer.Option(help="tokens that --speed reads at once")] = 128,
-    new_tokens: Annotated[int, typer.Option(help="tokens that --speed decodes behind them")] = 32,
-    rounds: Annotated[int, typer.Option(help="of --speed, in which every model runs once")] = 5,
-    warm_up: Annotated[int, typer.Option(help="rounds before them that do not count")] = 1,
-    out: Annotated[Path | None, typer.Option(help="file to write the report to, as JSON")] = None,
-    card: Annotated[bool, typer.Option("--card", help="put the table into the cards of pruned folders")] = False,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="run the tasks by lm-evaluation-harness", rich_help_panel=TASKS)
+    ] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="speed and memory, of all models by turns", rich_help_panel=SPEED)
+    ] = False,
+    batches: Annotated[str, typer.Option(help="rows at once for --speed, by commas", rich_help_panel=SPEED)] = "1",
+    prompt: Annotated[int, typer.Option(help="tokens that --speed reads at once", rich_help_panel=SPEED)] = 128,
+    new_tokens: Annotated[
+        int, typer.Option(help="tokens that --speed decodes behind them", rich_help_panel=SPEED)
+    ] = 32,
+    rounds: Annotated[int, typer.Option(help="of --speed, in which every model runs once", rich_help_panel=SPEED)] = 5,
+    warm_up: Annotated[int, typer.Option(help="rounds before them that do not count", rich_help_panel=SPEED)] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write the report to, as JSON", rich_help_panel=OUTPUT)
+    ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="put the table into the cards of pruned folders", rich_help_panel=OUTPUT)
+    ] = False,
     reproduce: Annotated[
-        Path | None, typer.Option(help="a report: measure the same again, and say whether it comes out the same")
+        Path | None,
+        typer.Option(
+            help="a report: measure the same again, and say whether it comes out the same", rich_help_panel=OUTPUT
+        ),
     ] = None,
     device: Device = "cpu",
     dtype: Dtype = None,
     seed: Seed = 0,
     revision: Revision = None,
     trust_remote_code: Remote = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the report's file")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the report's file", rich_help_panel=OUTPUT)
+    ] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Models side by side: perplexity, multiple choice, speed and memory, with differences from the first one.
 
@@ -90,7 +130,7 @@ def eval_(
         check_file(out, overwrite=overwrite)
     shown: dict[str, Any]
     pruned: list[Path] = []
-    with Terminal() as terminal:
+    with Terminal(quiet=quiet) as terminal:
         if reproduce:
             _check_only(given, ANEW)
             before, again = compared(
