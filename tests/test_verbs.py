@@ -64,16 +64,24 @@ def test_help_ends_with_an_example_that_can_be_given(
     assert said.endswith(f"Example: {example}")
     program, verb, *rest = shlex.split(example)
     assert (program, verb) == ("lorashear", name)
-    with COMMANDS.commands[name].make_context(name, rest) as context:
+    command: Any = COMMANDS.commands[name]
+    if verbs := getattr(command, "commands", None):  # `lorashear recipe show`
+        command, rest = verbs[rest[0]], rest[1:]
+    with command.make_context(name, rest) as context:
         assert context.params
     with pytest.raises(Exception, match="No such option"):
-        COMMANDS.commands[name].make_context(name, [*rest, "--no-such-option"])
+        command.make_context(name, [*rest, "--no-such-option"])
 
 
 def test_examples_are_those_of_the_readme() -> None:
     """Which run in its test; those that it does not show are these."""
     shown = {line.partition("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()}
-    assert [name for name, verb in VERBS.items() if verb.example not in shown] == ["export", "trace", "env"]
+    assert [name for name, verb in VERBS.items() if verb.example not in shown] == [
+        "recipe",
+        "export",
+        "trace",
+        "env",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,7 @@ def completed(line: str) -> tuple[list[str], str]:
     ("line", "wanted"),
     [
         ("lorashear ", list(VERBS)),
-        ("lorashear re", ["recover"]),
+        ("lorashear re", ["recipe", "recover"]),
         ("lorashear compile model --per", ["--per-layer", "--periods"]),
         ("lorashear compile model --criterion ", list(CRITERIA)),
         ("lorashear export small --to ", [*TARGETS, "safetensors"]),
