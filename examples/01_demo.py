@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import lorashear
-from lorashear.data import read_texts, windows
 from lorashear.evaluation.speed import measure
 from lorashear.likelihood import perplexity
-from lorashear.terminal import Terminal
+from lorashear.terminal.progress import Terminal
+from lorashear.text.data import read_texts, windows
 from stdlib_text import write
 
 MODEL = Path(__file__).with_name("stdlib-llama-2.8m")

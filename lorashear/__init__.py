@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lorashear import registering
+from lorashear.emission import registering
 from lorashear.errors import LorashearError
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from lorashear.disk.lora import PREFIX
 from lorashear.errors import LorashearError
-from lorashear.lora import PREFIX
 
 _OWN = ("lora_", "modules_to_save.", "original_module.")
 """What peft's own parts of a wrapped module are called."""

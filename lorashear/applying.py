@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from lorashear.checkpoint import Checkpoint, resolve
 from lorashear.config import ADAPTER
+from lorashear.disk.checkpoint import Checkpoint, resolve
+from lorashear.disk.estimate import Estimate
+from lorashear.disk.folder import wanted_slice, write_folder
+from lorashear.disk.layout import SHARD_BYTES
+from lorashear.disk.lora import Adapter
+from lorashear.disk.output import resumable_folder
 from lorashear.errors import LorashearError
-from lorashear.estimate import Estimate
-from lorashear.folder import wanted_slice, write_folder
-from lorashear.layout import SHARD_BYTES
-from lorashear.lora import Adapter
-from lorashear.output import resumable_folder
 from lorashear.plans import Plan
 
 

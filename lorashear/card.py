@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from lorashear import report
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import BESIDE
 from lorashear.engines.exporter import refusals
 from lorashear.engines.llama import Llama
 from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE
 from lorashear.plans import Plan
 
 INHERITED = ("license", "license_name", "license_link", "language")

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorashear import fitting, knowledge, transfer
+from lorashear import knowledge
+from lorashear.disk.lora import Adapter
+from lorashear.disk.storage import Storage
+from lorashear.disk.stored import as_stored, take
 from lorashear.errors import LorashearError
-from lorashear.lora import Adapter
+from lorashear.learning import fitting, transfer
 from lorashear.plans import Plan
 from lorashear.pruning import cut_tensor
 from lorashear.run import Compilation
-from lorashear.storage import Storage
-from lorashear.stored import as_stored, take
 from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.oneshot import Outcome, compress

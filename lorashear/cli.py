@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorashear import closing, completing, launched, stopping
 from lorashear.engines.command import export
 from lorashear.engines.needs import NEEDS
-from lorashear.environment import env
 from lorashear.errors import Fault, LorashearError
 from lorashear.evaluation.command import eval_
-from lorashear.options import (
+from lorashear.learning import launched
+from lorashear.recipes.command import Recipe, Repeatable, recipe, texts
+from lorashear.terminal import closing, completing, stopping
+from lorashear.terminal.environment import env
+from lorashear.terminal.options import (
     CHOOSE,
     FILES,
     LHSPG,
@@ -60,13 +62,12 @@ from lorashear.options import (
     Tuning,
     words,
 )
-from lorashear.recipe_command import Recipe, Repeatable, recipe, texts
-from lorashear.terminal import Terminal
-from lorashear.verbs import Ordered, about, group
+from lorashear.terminal.progress import Terminal
+from lorashear.terminal.verbs import Ordered, about, group
 from lorashear.viewer.command import view
 
 if TYPE_CHECKING:
-    from lorashear.estimate import Estimate
+    from lorashear.disk.estimate import Estimate
 
 app = typer.Typer(
     cls=Ordered,

@@ -14,23 +14,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorashear import adapters, amounts, checkpoint, fitting, goals, launched, models, recipe_record, results, trackers
-from lorashear.calibration import GUARD_SHARE, read_windows
+from lorashear import adapters, amounts, goals, models, results
 from lorashear.config import Settings
 from lorashear.cutting import prune, read
+from lorashear.disk import checkpoint
+from lorashear.disk.estimate import Estimate
+from lorashear.disk.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.engines.exporter import check_loads
 from lorashear.errors import LorashearError
-from lorashear.estimate import Estimate
+from lorashear.learning import fitting, launched, trackers
+from lorashear.learning.processes import Processes
+from lorashear.learning.recovery import recover
+from lorashear.learning.training import Step
 from lorashear.loading import check_usable, load
-from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.plans import Plan
-from lorashear.processes import Processes
-from lorashear.recipe_file import filled
-from lorashear.recovery import recover
+from lorashear.recipes import record
+from lorashear.recipes.reading import filled
 from lorashear.run import Compilation
-from lorashear.stages import Progress, Say, Stages
-from lorashear.subsets import Sources, Text, named, titles
-from lorashear.training import Step
+from lorashear.terminal.stages import Progress, Say, Stages
+from lorashear.text.calibration import GUARD_SHARE, read_windows
+from lorashear.text.subsets import Sources, Text, named, titles
 
 EMPTY: tuple[Any, ...] = ((), [], {})
 
@@ -92,14 +95,14 @@ def compile(
         text: to calibrate and train on: .txt, .jsonl or .parquet files, folders of such files, or datasets of a hub, as
             owner/name, owner/name:config or owner/name:config:split; without text structures are ranked by magnitude. With
             names, as NAME=FILE or in a mapping, they are subsets, of which training draws those that have lost most.
-        instruct: instruction data for the last part of the training (see `lorashear.instructions`), as such files or datasets.
+        instruct: instruction data for the last part of the training (see `lorashear.text.instructions`), as such files or datasets.
         lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
         say, progress: called with a line as a stage begins and when it is over, and with (stage, done, total).
-        stepped: called with what each step of training did (`lorashear.training.Step`), before ``progress`` is.
+        stepped: called with what each step of training did (`lorashear.learning.training.Step`), before ``progress`` is.
         report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
-            TensorBoard's files go to ``runs`` beside the result (see `lorashear.trackers`).
+            TensorBoard's files go to ``runs`` beside the result (see `lorashear.learning.trackers`).
         settings: see `lorashear.config.Settings`.
 
     Raises:
@@ -164,7 +167,7 @@ def compile(
         own = Path(lora) if lora is not None else None
         with trackers.Trackers(report_to, target) as reported:
             stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
-            given = recipe_record.given(
+            given = record.given(
                 model,
                 text,
                 instruct,
@@ -251,7 +254,7 @@ def _compile(
             if wrong and not journal.position("training"):
                 journal.positions.clear()  # another try would come to the same
             raise
-        recipe_record.write(folder, run.given, wanted, results.read(folder)[1])
+        record.write(folder, run.given, wanted, results.read(folder)[1])
         shutil.rmtree(run.work, ignore_errors=True)
     return CompileResult(target, *results.read(target))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lorashear.disk.layout import SHARD_BYTES
 from lorashear.engines import needs
 from lorashear.errors import LorashearError
-from lorashear.layout import SHARD_BYTES
 
 KINDS = ("head", "query", "ffn", "hidden")
 CRITERIA = ("obs", "wanda", "flap", "taylor", "lora", "magnitude", "random")

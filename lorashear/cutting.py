@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from lorashear import curves, models, prices, recovery, report, results
-from lorashear.checkpoint import Checkpoint
+from lorashear import models, prices, report, results
 from lorashear.choosing import Choice, choose, replacements
-from lorashear.folder import wanted_slice, write_folder
-from lorashear.lora import Adapter
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import wanted_slice, write_folder
+from lorashear.disk.lora import Adapter
+from lorashear.disk.storage import Storage
+from lorashear.learning import curves, recovery
+from lorashear.learning.training import LOG
 from lorashear.planning import lower
 from lorashear.plans import Plan
 from lorashear.run import Compilation
-from lorashear.storage import Storage
-from lorashear.training import LOG
 from lorashear.viewer import result
 from lorashear_passes.compose import compose
 from lorashear_passes.groups import group

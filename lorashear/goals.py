@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorashear.disk.output import check_file, output_file
 from lorashear.errors import LorashearError
-from lorashear.output import check_file, output_file
 
 if TYPE_CHECKING:
     import networkx

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lorashear import cache
-from lorashear.calibration import Windows
-from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
 from lorashear.report import columns
+from lorashear.text.calibration import Windows
 from lorashear_ir.groups import Group, Groups
 from lorashear_passes.knowledge import Knowledge, crucial
 from lorashear_passes.surgery import levels, units

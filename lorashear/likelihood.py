@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lorashear.data import inputs, told, wanted
-from lorashear.declared import vocabulary
+from lorashear.emission.declared import vocabulary
 from lorashear.errors import LorashearError
-from lorashear.processes import Processes
+from lorashear.learning.processes import Processes
+from lorashear.text.data import inputs, told, wanted
 
 # A batch's logits are the largest tensor of an evaluation: at 128k pieces one token's are half a megabyte in fp32.
 LOGIT_BYTES = 512 * 2**20
@@ -61,7 +61,7 @@ def perplexity(model: nn.Module, windows: torch.Tensor, batch: int | None = None
 
     Args:
         model: a causal language model; it stays on its device and in its dtype, the loss is computed in fp32.
-        windows: token ids, int64 [windows, length], from :func:`lorashear.data.windows`.
+        windows: token ids, int64 [windows, length], from :func:`lorashear.text.data.windows`.
         batch: windows a forward pass; by default as many as keep the logits under half a gigabyte, at least one.
 
     Raises:

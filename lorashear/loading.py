@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from lorashear import checkpoint
 from lorashear.config import Training
+from lorashear.disk import checkpoint
 from lorashear.errors import LorashearError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

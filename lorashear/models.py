@@ -13,10 +13,12 @@ import torch
 from torch.utils import _pytree as pytree
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lorashear import adapters, checkpoint, emit
+from lorashear import adapters
+from lorashear.disk import checkpoint
+from lorashear.emission import emit
+from lorashear.emission.rebuild import Original, Removed, copied, rebuilt
+from lorashear.emission.remembering import Remembered, content
 from lorashear.errors import Fault, LorashearError
-from lorashear.rebuild import Original, Removed, copied, rebuilt
-from lorashear.remembering import Remembered, content
 from lorashear_ir.functions import expand
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Group, Groups

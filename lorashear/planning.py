@@ -9,12 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lorashear import checkpoint, emit, models, registering
+from lorashear import models
+from lorashear.disk import checkpoint
+from lorashear.disk.folder import MODELING_FILE
+from lorashear.disk.storage import Storage
+from lorashear.emission import emit, registering
 from lorashear.errors import LorashearError
-from lorashear.folder import MODELING_FILE
 from lorashear.modeling_lorashear import has_odd_experts
 from lorashear.plans import Plan
-from lorashear.storage import Storage
 from lorashear_ir.groups import Groups, SelectionError
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn import functional
 
-from lorashear.checkpoint import NUMPY_DTYPES
 from lorashear.config import Settings
+from lorashear.disk.checkpoint import NUMPY_DTYPES
+from lorashear.disk.storage import Storage
 from lorashear.errors import LorashearError
 from lorashear.loading import DTYPES
-from lorashear.storage import Storage
 from lorashear_ir.groups import Groups
 from lorashear_ir.products import products
 

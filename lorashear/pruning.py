@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from lorashear import adapters, emit, models
+from lorashear import adapters, models
+from lorashear.emission import emit
+from lorashear.emission.rebuild import Original, failure, rebuilt
 from lorashear.errors import LorashearError
 from lorashear.modeling_lorashear import loop_over_odd_experts
-from lorashear.rebuild import Original, failure, rebuilt
 from lorashear_ir.groups import Groups, SelectionError
 from lorashear_passes.capture import CaptureError
 from lorashear_passes.infer import RuleError
@@ -53,7 +54,7 @@ def prune(
     """
     models.check_kind(model)
     if not isinstance(model, torch.nn.Module):
-        from lorashear.checkpoint import resolve
+        from lorashear.disk.checkpoint import resolve
 
         model = models.AutoModelForCausalLM.from_pretrained(resolve(model, revision), dtype="auto")
     assert isinstance(model, torch.nn.Module)

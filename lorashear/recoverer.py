@@ -10,27 +10,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorashear import checkpoint, fitting, models, results, trackers
-from lorashear.calibration import read_tokenizer, read_windows
-from lorashear.checkpoint import Checkpoint
+from lorashear import models, results
 from lorashear.compiler import CompileResult
 from lorashear.config import Training
-from lorashear.data import tokens_in
-from lorashear.declared import vocabulary
+from lorashear.disk import checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.estimate import Estimate
+from lorashear.disk.folder import BESIDE
+from lorashear.disk.lora import held_in
+from lorashear.disk.output import WORK, check_target, check_unfinished, resumable_folder
+from lorashear.emission.declared import vocabulary
 from lorashear.errors import LorashearError
-from lorashear.estimate import Estimate
-from lorashear.folder import BESIDE
+from lorashear.learning import fitting, trackers
+from lorashear.learning.processes import Processes
+from lorashear.learning.recovery import ALIKE
+from lorashear.learning.recovery import recover as recover_run
+from lorashear.learning.training import Step
 from lorashear.loading import check_usable
-from lorashear.lora import held_in
-from lorashear.output import WORK, check_target, check_unfinished, resumable_folder
 from lorashear.plans import Plan
-from lorashear.processes import Processes
-from lorashear.recovery import ALIKE
-from lorashear.recovery import recover as recover_run
 from lorashear.run import Run
-from lorashear.stages import Progress, Say, Stages
-from lorashear.subsets import Source, Text, named
-from lorashear.training import Step
+from lorashear.terminal.stages import Progress, Say, Stages
+from lorashear.text.calibration import read_tokenizer, read_windows
+from lorashear.text.data import tokens_in
+from lorashear.text.subsets import Source, Text, named
 
 MOST = 10_000_000
 """Tokens to train on where nobody says how many."""

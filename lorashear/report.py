@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lorashear import recovery_curves
-from lorashear.curves import PICTURE
-from lorashear.drawing import legible
+from lorashear.learning import recovery_curves
+from lorashear.learning.curves import PICTURE
+from lorashear.learning.drawing import legible
 from lorashear_ir.groups import Groups
 
 CARD_FILE = "README.md"

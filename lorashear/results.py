@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from lorashear import card, knowledge
-from lorashear.checkpoint import Checkpoint, json_object
 from lorashear.choosing import Choice
+from lorashear.disk.checkpoint import Checkpoint, json_object
+from lorashear.disk.folder import write_json
+from lorashear.disk.storage import Storage
 from lorashear.errors import LorashearError
-from lorashear.folder import write_json
 from lorashear.likelihood import Perplexity
 from lorashear.plans import Plan
 from lorashear.report import CARD_FILE, layer_widths
 from lorashear.run import Compilation, Run
-from lorashear.storage import Storage
 from lorashear_ir.groups import Groups
 from lorashear_passes.oneshot import Outcome
 

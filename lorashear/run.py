@@ -11,16 +11,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorashear import adapters, attaching, budget, likelihood, sharding
-from lorashear.calibration import Windows, batches
-from lorashear.checkpoint import Checkpoint
+from lorashear import adapters, likelihood
 from lorashear.config import HOW, Settings, Training
-from lorashear.declared import vocabulary
-from lorashear.folder import BESIDE
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import BESIDE
+from lorashear.emission.declared import vocabulary
+from lorashear.learning import attaching, budget, sharding
+from lorashear.learning.processes import Processes
+from lorashear.learning.snapshots import Snapshots
 from lorashear.loading import working_copy
-from lorashear.processes import Processes
-from lorashear.snapshots import Snapshots
-from lorashear.stages import Stages
+from lorashear.terminal.stages import Stages
+from lorashear.text.calibration import Windows, batches
 from lorashear_passes.surgery import Settings as Surgery
 from lorashear_passes.walk import Batch
 

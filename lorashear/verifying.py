@@ -9,13 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lorashear import models
-from lorashear.checkpoint import Checkpoint, resolve
-from lorashear.declared import vocabulary
+from lorashear.disk.checkpoint import Checkpoint, resolve
+from lorashear.disk.slicing import sliced
+from lorashear.emission.declared import vocabulary
 from lorashear.errors import LorashearError
 from lorashear.planning import lower
 from lorashear.plans import Plan
 from lorashear.pruning import masked, pruned
-from lorashear.slicing import sliced
 from lorashear_ir.groups import Groups, TensorCut
 from lorashear_passes.groups import group
 from lorashear_passes.neutralise import neutralised

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lorashear import models, sharding, training
+from lorashear import models
 from lorashear.adapters import quiet
-from lorashear.data import READ
-from lorashear.mixture import Mixture
-from lorashear.processes import Processes
-from lorashear.sharding import SharedWeights, full
-from lorashear.teaching import Online
+from lorashear.learning import sharding, training
+from lorashear.learning.mixture import Mixture
+from lorashear.learning.processes import Processes
+from lorashear.learning.sharding import SharedWeights, full
+from lorashear.learning.teaching import Online
+from lorashear.text.data import READ
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 from test_lhspg import batches
@@ -58,7 +59,7 @@ def trained(processes: Processes, form: str, how: str, dtype: str) -> dict[str, 
     text[::2, :3] = READ - text[::2, :3]  # of which the dense model says nothing, so that a process may have none other
     training.train(
         model,
-        Mixture.of(text, training.Recipe(STEPS, 1e-2, batch=3, micro_batch=1)),
+        Mixture.of(text, training.Hyperparameters(STEPS, 1e-2, batch=3, micro_batch=1)),
         teacher=Online(teacher),
         companion=companion,
         stepped=lambda step: steps.append({"loss": step.loss, "text": step.text}),

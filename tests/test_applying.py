@@ -21,16 +21,18 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorashear
-from lorashear import applying, output, slicing
-from lorashear.checkpoint import Checkpoint
+from lorashear import applying
 from lorashear.cli import main
+from lorashear.disk import output, slicing
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
 from lorashear.plans import Plan
 from lorashear.verifying import verify
 
 SLOWLY = """
 import sys, time
-from lorashear import output, slicing
+from lorashear.disk import output
+from lorashear.disk import slicing
 slicing.SYNC_BYTES, slicing._BLOCK = 2000, 1000
 write = output.NewFile.write
 def slowly(self, block):
@@ -40,7 +42,7 @@ def slowly(self, block):
     time.sleep(PAUSE)
 begun = []
 output.NewFile.write = slowly
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.cli import main
 main()
 """
@@ -243,7 +245,7 @@ def test_the_estimate_is_what_it_takes(
     estimate = applying.apply(Plan.load(plan), model, tmp_path / "out", shard_bytes=9000, dry_run=True)
     assert os.listdir(tmp_path) == []
     assert estimate.written == sum(len(b) for name, b in wanted.items() if name.startswith("model"))
-    assert estimate.read == lorashear.checkpoint.Checkpoint.open(model).bytes
+    assert estimate.read == lorashear.disk.checkpoint.Checkpoint.open(model).bytes
     command = ["lorashear", "apply", str(plan), str(model), "--out", str(tmp_path / "out"), "--dry-run"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as done:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.evaluation import speed
-from lorashear.terminal import Terminal
+from lorashear.terminal.progress import Terminal
 from tools.bench_speed import HEADS, RATIO, SHAPES, compared, make, row
 
 TINY = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 2}

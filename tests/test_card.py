@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 import lorashear
 from lorashear import card
-from lorashear.subsets import UNNAMED, titles
+from lorashear.text.subsets import UNNAMED, titles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONTENT: dict[str, Any] = {

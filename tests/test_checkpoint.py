@@ -13,7 +13,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from lorashear.checkpoint import INDEX, SINGLE, Checkpoint, resolve
+from lorashear.disk.checkpoint import INDEX, SINGLE, Checkpoint, resolve
 from lorashear.errors import LorashearError
 
 CONFIG = {"model_type": "llama", "hidden_size": 4}
@@ -312,7 +312,7 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_imports_no_torch() -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; import lorashear.checkpoint, lorashear.slicing, lorashear.output;"
+        "import sys; sys.modules['torch'] = None; import lorashear.disk.checkpoint, lorashear.disk.slicing, lorashear.disk.output;"
         "assert 'transformers' not in sys.modules"
     )
     environment = {"PYTHONPATH": ":".join(sys.path)}

@@ -20,9 +20,9 @@ from rich.console import Console
 from safetensors import safe_open
 
 import lorashear
-from lorashear.closing import Closing, Figure, bar, numbers
-from lorashear.stages import StageLine, Stages
-from lorashear.terminal import Terminal
+from lorashear.terminal.closing import Closing, Figure, bar, numbers
+from lorashear.terminal.progress import Terminal
+from lorashear.terminal.stages import StageLine, Stages
 from test_bad_input import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

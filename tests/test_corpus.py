@@ -18,18 +18,18 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import lorashear
 from conftest import WORDS
-from lorashear import corpus as corpora
-from lorashear import places, sampling, windows_file
-from lorashear.calibration import Windows, read_windows
 from lorashear.cli import main
 from lorashear.config import Settings
-from lorashear.corpus import Corpus
-from lorashear.data import PADDING, tokens_in
-from lorashear.documents import read_texts
 from lorashear.errors import LorashearError
-from lorashear.hub import HubDataset
-from lorashear.sampling import FileSample, Sample, StreamSample
-from lorashear.windows_file import sampled_windows
+from lorashear.text import corpus as corpora
+from lorashear.text import places, sampling, windows_file
+from lorashear.text.calibration import Windows, read_windows
+from lorashear.text.corpus import Corpus
+from lorashear.text.data import PADDING, tokens_in
+from lorashear.text.documents import read_texts
+from lorashear.text.hub import HubDataset
+from lorashear.text.sampling import FileSample, Sample, StreamSample
+from lorashear.text.windows_file import sampled_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

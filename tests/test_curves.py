@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 import lorashear
-from lorashear.curves import draw
-from lorashear.drawing import POINTS, Scale, number, thinned
+from lorashear.learning.curves import draw
+from lorashear.learning.drawing import POINTS, Scale, number, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
 Axis = tuple[float, float]

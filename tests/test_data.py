@@ -15,9 +15,20 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lorashear import data
-from lorashear.data import PADDING, READ, inputs, pack, read_texts, tokens_in, told, wanted, windows, windows_and_others
 from lorashear.errors import LorashearError
+from lorashear.text import data
+from lorashear.text.data import (
+    PADDING,
+    READ,
+    inputs,
+    pack,
+    read_texts,
+    tokens_in,
+    told,
+    wanted,
+    windows,
+    windows_and_others,
+)
 
 BOS, EOS = 0, 1
 

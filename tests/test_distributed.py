@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 import lorashear
 from lorashear.config import HOW
-from lorashear.output import WORK, unfinished
-from lorashear.processes import Processes
+from lorashear.disk.output import WORK, unfinished
+from lorashear.learning.processes import Processes
 from several import CASES, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

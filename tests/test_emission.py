@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lorashear
-from lorashear import emit, modeling_lorashear, registering
+from lorashear import modeling_lorashear
+from lorashear.emission import emit, registering
 from lorashear.models import build_twin, read_config
 from tools.cases import NAMED, TOKENS, causal, falcon, rope, tiny
 from tools.families import TOLERANCE

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 import lorashear
 from conftest import REMOVED
-from lorashear.checkpoint import Checkpoint
 from lorashear.cli import main
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.layout import layout
 from lorashear.engines import exporter, padded
 from lorashear.errors import LorashearError
-from lorashear.layout import layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

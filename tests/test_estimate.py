@@ -58,7 +58,7 @@ def test_memory_stays_under_the_estimate(wide: Path, text: Path, tmp_path: Path,
 def test_a_dry_run_reads_no_weights_and_writes_nothing(
     wide: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lorashear.checkpoint.Checkpoint.read", None)
+    monkeypatch.setattr("lorashear.disk.checkpoint.Checkpoint.read", None)
     out = tmp_path / "out"
     command = [
         "compile",

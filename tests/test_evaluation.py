@@ -18,6 +18,7 @@ import lorashear
 from conftest import WORDS
 from lorashear import cache
 from lorashear.cli import main
+from lorashear.disk.folder import write_json
 from lorashear.errors import LorashearError
 from lorashear.evaluation import accuracies, carding, choices, perplexities, table
 from lorashear.evaluation.measures import NOISE, Finding
@@ -25,7 +26,6 @@ from lorashear.evaluation.perplexities import OfText
 from lorashear.evaluation.reproducing import compared, said, verdict
 from lorashear.evaluation.subjects import Subject
 from lorashear.evaluation.texts import texts, windows
-from lorashear.folder import write_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,7 +165,7 @@ def test_documents_apart_are_paragraphs_and_as_many_as_asked_for(folder: Path, t
 
 
 def test_text_that_memory_does_not_hold_is_sampled(folder: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorashear.corpus.MEMORY_BYTES", 1000)
+    monkeypatch.setattr("lorashear.text.corpus.MEMORY_BYTES", 1000)
     with pytest.raises(LorashearError, match=r"text.jsonl is too large to be evaluated whole: say how many windows"):
         lorashear.evaluate(folder, text=text, context=16)
     figure = figure_of(lorashear.evaluate(folder, text=text, context=16, limit=5).report, "text.jsonl")

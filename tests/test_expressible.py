@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import lorashear
-from lorashear import emit
-from lorashear.fields import driven, search
-from lorashear.following import still
+from lorashear.emission import emit
+from lorashear.emission.fields import driven, search
+from lorashear.emission.following import still
 from lorashear.models import analysed
 from lorashear_ir.graph import Graph
 from lorashear_ir.groups import Groups

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import lorashear
-from lorashear import fitting
 from lorashear.config import DISTILL, Training
-from lorashear.estimate import Estimate
+from lorashear.disk.estimate import Estimate
+from lorashear.learning import fitting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

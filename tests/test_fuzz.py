@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorashear.checkpoint import INDEX, SINGLE, Checkpoint
+from lorashear.disk.checkpoint import INDEX, SINGLE, Checkpoint
+from lorashear.disk.layout import layout
+from lorashear.disk.slicing import Slice, write_slice
 from lorashear.errors import LorashearError
-from lorashear.layout import layout
-from lorashear.slicing import Slice, write_slice
 
 MANY = int(os.environ.get("LORASHEAR_FUZZ", "300"))
 profile = settings(

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import lorashear
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.engines import exporter, gguf_tensors, gguf_tokenizer
 from lorashear.engines.gguf_file import NAMES, Gguf
 from lorashear.errors import LorashearError

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 
 import lorashear
 from lorashear.amounts import byte_count, count
-from lorashear.checkpoint import Checkpoint
 from lorashear.cli import main
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.errors import LorashearError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,10 +14,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lorashear.data import PADDING, READ, inputs, wanted
-from lorashear.dialogues import ALPACA, ALPACA_WITH_INPUT, read_dialogues
 from lorashear.errors import LorashearError
-from lorashear.instructions import Instructions, instruction_windows
+from lorashear.text.data import PADDING, READ, inputs, wanted
+from lorashear.text.dialogues import ALPACA, ALPACA_WITH_INPUT, read_dialogues
+from lorashear.text.instructions import Instructions, instruction_windows
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 PIECES = [*SPECIAL, "\n", *map(chr, range(32, 127)), "▁"]

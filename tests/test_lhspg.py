@@ -15,8 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
-from lorashear import attaching, models, training
-from lorashear.mixture import Mixture
+from lorashear import models
+from lorashear.learning import attaching, training
+from lorashear.learning.mixture import Mixture
 from lorashear.run import Run
 from lorashear.verifying import verify
 from lorashear_passes.gates import Gates
@@ -50,8 +51,8 @@ def begun(
 
 def trained(model: Any, lhspg: Lhspg, steps: int, micro_batch: int | None = None) -> None:
     windows = torch.cat([batch["input_ids"] for batch in batches(8)])
-    recipe = training.Recipe(steps, 1e-2, batch=4, distill=0.0, micro_batch=micro_batch)
-    training.train(model, Mixture.of(windows, recipe), companion=lhspg)
+    hyper = training.Hyperparameters(steps, 1e-2, batch=4, distill=0.0, micro_batch=micro_batch)
+    training.train(model, Mixture.of(windows, hyper), companion=lhspg)
 
 
 def logits(model: Any) -> torch.Tensor:

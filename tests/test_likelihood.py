@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lorashear import likelihood
-from lorashear.data import pack, read_texts
 from lorashear.errors import LorashearError
 from lorashear.likelihood import batch_size, perplexity
+from lorashear.text.data import pack, read_texts
 
 VOCABULARY = 53
 

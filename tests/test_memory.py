@@ -24,7 +24,8 @@ import json, os, resource, sys, time
 from pathlib import Path
 import torch
 from transformers import AutoConfig
-from lorashear import calibration, corpus
+from lorashear.text import calibration
+from lorashear.text import corpus
 from lorashear.config import Settings
 
 def status(key):

@@ -8,10 +8,10 @@ from itertools import count
 import pytest
 import torch
 
-from lorashear.calibration import Subset
-from lorashear.data import PADDING, READ, told
-from lorashear.mixture import FLOOR, NO_GAIN, PATIENCE, Mixture
-from lorashear.recipes import Recipe
+from lorashear.learning.hyperparameters import Hyperparameters
+from lorashear.learning.mixture import FLOOR, NO_GAIN, PATIENCE, Mixture
+from lorashear.text.calibration import Subset
+from lorashear.text.data import PADDING, READ, told
 
 HELD = {"code": 100, "stories": 200, "web": 300}
 """Numbers of subsets: their windows begin with them."""
@@ -26,7 +26,7 @@ def subset(name: str, windows: int = 10, length: int = 6) -> Subset:
 
 def mixture(steps: int = 48, dense: Mapping[str, float] | None = None, **more: object) -> Mixture:
     subsets = [subset(name) for name in HELD]
-    return Mixture(subsets, Recipe(steps, 1.0, batch=4, seed=3), dense=dense, **more)  # type: ignore[arg-type]
+    return Mixture(subsets, Hyperparameters(steps, 1.0, batch=4, seed=3), dense=dense, **more)  # type: ignore[arg-type]
 
 
 def measuring(losses: Mapping[str, float]) -> Callable[[torch.Tensor], float]:
@@ -83,7 +83,7 @@ def test_shares_are_of_tokens_that_are_told() -> None:
     short.training[:, 2:7] = READ - 5
     short.training[:, 8] = PADDING
     assert told(short.training) == 2 * len(short.training)
-    mixed = Mixture([long, short], Recipe(10, 1.0, batch=5))
+    mixed = Mixture([long, short], Hyperparameters(10, 1.0, batch=5))
     rows = drawn(mixed, 100)
     mine = rows[:, 0] == HELD["web"]
     assert told(rows[mine]) == pytest.approx(told(rows[~mine]), abs=9)

@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorashear
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.engines.exporter import TARGETS, refusals
 from lorashear.engines.llama import Llama
 from lorashear.engines.needs import NEEDS, multiples

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, MambaConfig, MistralConfig, MixtralConfig, T5Config
 
 import lorashear
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.engines import onnx_graph, onnx_model, openvino_model
 from lorashear.engines.exporter import refusals
 from lorashear.errors import LorashearError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lorashear.disk.output import check_target, output_folder
 from lorashear.errors import LorashearError
-from lorashear.output import check_target, output_folder
 
 
 def tree(folder: Path) -> dict[str, str | None]:

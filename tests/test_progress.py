@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lorashear
 from lorashear.cli import main
-from lorashear.figures import Figures, short
-from lorashear.pace import LAST, Pace, clock
-from lorashear.terminal import Terminal
-from lorashear.trackers import Trackers
-from lorashear.training import Step
+from lorashear.learning.figures import Figures, short
+from lorashear.learning.trackers import Trackers
+from lorashear.learning.training import Step
+from lorashear.terminal.pace import LAST, Pace, clock
+from lorashear.terminal.progress import Terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS: dict[str, Any] = {"windows": 8, "tokens": 3000, "context": 32, "rank": 2}

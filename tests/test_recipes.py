@@ -13,11 +13,11 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lorashear
-from lorashear import recipe_file, recipe_record
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
-from lorashear.recipe_schema import schema
-from lorashear.recipe_words import CHOICES, OF_ONE_CALL, flags, words
+from lorashear.recipes import reading, record
+from lorashear.recipes.schema import schema
+from lorashear.recipes.words import CHOICES, OF_ONE_CALL, flags, words
 from test_bad_input import refused, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def test_what_ships_runs_and_loads(
         given += ("--tokens", 600, "--batch", 2)
     assert run(monkeypatch, "compile", model, "--recipe", name, *given) == 0
     report = json.loads((out / "lorashear" / "report.json").read_text())
-    asked = recipe_file.arguments(recipe_file.read(name).values)
+    asked = reading.arguments(reading.read(name).values)
     for word, value in asked.items():
         if word not in ("ratio", "tokens", "batch", "out"):
             assert report["settings"][word] == value, word
@@ -82,11 +82,11 @@ def test_what_ships_runs_and_loads(
 
 
 def test_those_that_ship_say_what_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sorted(recipe_file.shipped()) == SHIPPED
+    assert sorted(reading.shipped()) == SHIPPED
     assert run(monkeypatch, "recipe", "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == SHIPPED
-    for line, path in zip(lines, recipe_file.shipped().values(), strict=True):
+    for line, path in zip(lines, reading.shipped().values(), strict=True):
         assert re.fullmatch(r"\S+ +[A-Z].+[.]", line)
         comment = path.read_text(encoding="utf-8")
         assert "# Source: " in comment and "# Differs: " in comment
@@ -94,7 +94,7 @@ def test_those_that_ship_say_what_they_are(monkeypatch: pytest.MonkeyPatch, caps
         assert capsys.readouterr().out == comment
         assert run(monkeypatch, "recipe", "validate", path) == 0
         assert "all valid; leaves to flags: model, text, out" in capsys.readouterr().out
-        assert not [word for word in yaml.safe_load(comment) if word != recipe_file.spelled(word)]
+        assert not [word for word in yaml.safe_load(comment) if word != reading.spelled(word)]
 
 
 def test_both_spellings_lists_and_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_both_spellings_lists_and_numbers_that_yaml_takes_for_text(tmp_path: Pat
         "per_layer: on\nlearning-rate: 1e-4\ntokens: 2e3\nprune: [head, ffn]\nshard-size: 5000\nsave_every: 200\n"
         "text: {wiki: a.txt, web: [b.txt, c.txt]}\nratio: .25\napart: yes\n",
     )
-    found = recipe_file.arguments(recipe_file.read(path).values)
+    found = reading.arguments(reading.read(path).values)
     assert found == {
         "per_layer": True,
         "learning_rate": 1e-4,
@@ -230,7 +230,7 @@ def test_flags_win(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_what_a_flag_contradicts_gives_way(said: dict[str, Any], given: dict[str, Any], left: dict[str, Any]) -> None:
-    assert recipe_file.Recipe("r", said).beside(given) == left
+    assert reading.Recipe("r", said).beside(given) == left
 
 
 def test_what_neither_says_is_asked_for(
@@ -298,16 +298,16 @@ def test_a_model_in_memory_has_no_name(
     ],
 )
 def test_text_in_memory_has_no_name(text: Any, recorded: Any, tmp_path: Path) -> None:
-    said = recipe_record.given("m", text, (), revision=None)
+    said = record.given("m", text, (), revision=None)
     assert said == {"model": "m", "text": recorded}
-    path = written(tmp_path / "r.yaml", recipe_record.content(said))
+    path = written(tmp_path / "r.yaml", record.content(said))
     if recorded is not None:
-        assert list(recipe_file.read(path).values) == ["model", "text"]
+        assert list(reading.read(path).values) == ["model", "text"]
         return
     assert "\ntext: null  # was given in memory and has no name: pass it\n" in path.read_text()
     with pytest.raises(LorashearError, match="text was given in memory.*: pass text [(]--text FILE[)]$"):
-        recipe_file.filled(path, {"ratio": 0.2})
-    assert recipe_file.filled(path, {"text": "t"}) == {"model": "m", "text": "t"}
+        reading.filled(path, {"ratio": 0.2})
+    assert reading.filled(path, {"text": "t"}) == {"model": "m", "text": "t"}
 
 
 def test_a_revision_of_a_hub_is_a_commit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_a_revision_of_a_hub_is_a_commit(folder: Path, tmp_path: Path, monkeypat
     kept.parent.mkdir(parents=True)
     kept.symlink_to(folder)
     asked: list[str | None] = []
-    monkeypatch.setattr("lorashear.checkpoint.resolve", lambda model, revision: asked.append(revision) or kept)
+    monkeypatch.setattr("lorashear.disk.checkpoint.resolve", lambda model, revision: asked.append(revision) or kept)
     lorashear.compile("owner/name", 0.1, tmp_path / "out", one_shot=True, revision="main")
     record = yaml.safe_load((tmp_path / "out" / RECORD).read_text())
     assert (record["model"], record["revision"]) == ("owner/name", commit)

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lorashear
 from conftest import WORDS
-from lorashear import data, subsets
-from lorashear.calibration import Subset
 from lorashear.cli import main
-from lorashear.mixture import FLOOR, Mixture
-from lorashear.recipes import Recipe
+from lorashear.learning.hyperparameters import Hyperparameters
+from lorashear.learning.mixture import FLOOR, Mixture
+from lorashear.learning.training import Step
 from lorashear.run import Run
-from lorashear.training import Step
+from lorashear.text import data, subsets
+from lorashear.text.calibration import Subset
 from lorashear.verifying import verify
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -86,7 +86,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("lorashear.training.save_file", full)
+        monkeypatch.setattr("lorashear.learning.training.save_file", full)
     words = "GB are free there" if free == "result" else "the state of training cannot be written to"
     with pytest.raises(lorashear.LorashearError, match=words):
         lorashear.recover(pruned, tmp_path / "out", **ask)
@@ -206,7 +206,7 @@ def test_a_dense_model_on_a_hub(
     path = named / "lorashear" / "report.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model": "owner/dense", "revision": "v2"}))
     asked: list[tuple[Any, Any]] = []
-    resolve = lorashear.checkpoint.resolve  # type: ignore[attr-defined]
+    resolve = lorashear.disk.checkpoint.resolve  # type: ignore[attr-defined]
 
     def resolved(model: Any, revision: Any = None) -> Path:
         asked.append((model, revision))
@@ -214,7 +214,7 @@ def test_a_dense_model_on_a_hub(
 
     found = recovered(named, tmp_path / "first", text=kinds["runs"])
     assert found["recovery"]["why"].startswith("owner/dense, the dense model, cannot be had (")
-    monkeypatch.setattr("lorashear.checkpoint.resolve", resolved)
+    monkeypatch.setattr("lorashear.disk.checkpoint.resolve", resolved)
     found = recovered(named, tmp_path / "second", text=kinds["runs"])
     assert ("owner/dense", "v2") in asked and found["recovery"]["dense"] == "owner/dense"
 
@@ -467,7 +467,7 @@ def test_a_share_of_lhspg_leaves_a_step_to_recover_in(
 def test_stages_draw_in_other_orders() -> None:
     rows = torch.arange(12)[:, None].expand(12, 4)
     drawn = [
-        Mixture([Subset("a", rows, rows[:0])], Recipe(3, 1.0, batch=12), stage=stage).draw()[:, 0].tolist()
+        Mixture([Subset("a", rows, rows[:0])], Hyperparameters(3, 1.0, batch=12), stage=stage).draw()[:, 0].tolist()
         for stage in (0, 1, 2)
     ]
     assert sorted(drawn[0]) == sorted(drawn[1]) == list(range(12)) and len({tuple(each) for each in drawn}) == 3
@@ -485,7 +485,7 @@ def test_what_was_settled_stays_settled(
 
     with pytest.raises(KeyboardInterrupt):
         lorashear.recover(pruned, tmp_path / "out", stepped=interrupted, **request)
-    monkeypatch.setattr("lorashear.fitting.available", lambda _: 0)
+    monkeypatch.setattr("lorashear.learning.fitting.available", lambda _: 0)
     found = lorashear.recover(pruned, tmp_path / "out", resume=True, **request).report
     assert found["training"]["distill"] == 0.8
     log = (tmp_path / "out" / "lorashear" / "training.jsonl").read_text()
@@ -508,12 +508,12 @@ def test_which_dense_model_it_is(
     assert why(lora=True).startswith(
         "owner/dense is dense only with the adapter that it was pruned with (--lora DIR), and"
     )
-    resolve = lorashear.checkpoint.resolve  # type: ignore[attr-defined]
+    resolve = lorashear.disk.checkpoint.resolve  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        "lorashear.checkpoint.resolve",
+        "lorashear.disk.checkpoint.resolve",
         lambda model, revision=None: exact if model == "owner/dense" else resolve(model, revision),
     )
-    monkeypatch.setattr("lorashear.fitting.available", lambda _: 0)
+    monkeypatch.setattr("lorashear.learning.fitting.available", lambda _: 0)
     assert why(lora=False).startswith("owner/dense, the dense model, has 0.0 GB, 0.0 GB of memory are free, and")
 
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorashear import recovery_curves, report
-from lorashear.drawing import GRID, INK, LEFT, POINTS, RIGHT, WIDTH, broken, width
-from lorashear.recovery_curves import COLOURS, LEAST, coincident, draw
+from lorashear import report
+from lorashear.learning import recovery_curves
+from lorashear.learning.drawing import GRID, INK, LEFT, POINTS, RIGHT, WIDTH, broken, width
+from lorashear.learning.recovery_curves import COLOURS, LEAST, coincident, draw
 from test_curves import SVG, axis
 
 THREE = ["code", "stories", "instructions"]

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import lorashear
-from lorashear import emit, models
+from lorashear import models
+from lorashear.emission import emit
+from lorashear.emission.remembering import Remembered
 from lorashear.models import build_twin
-from lorashear.remembering import Remembered
 from tools.cases import tiny
 
 

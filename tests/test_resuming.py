@@ -19,14 +19,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import lorashear
-from lorashear import models, training
+from lorashear import models
 from lorashear.adapters import quiet
 from lorashear.cli import TERMINATED, main
-from lorashear.mixture import Mixture
-from lorashear.output import WORK, unfinished
-from lorashear.snapshots import Snapshots
-from lorashear.stopping import deferred
-from lorashear.teaching import Online
+from lorashear.disk.output import WORK, unfinished
+from lorashear.learning import training
+from lorashear.learning.mixture import Mixture
+from lorashear.learning.snapshots import Snapshots
+from lorashear.learning.teaching import Online
+from lorashear.terminal.stopping import deferred
 from lorashear_passes.lhspg import Diverged, Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 from test_lhspg import batches
@@ -65,7 +66,7 @@ def run(form: str, snapshots: Snapshots | None = None, kill: int = 0, number: in
         if step.step == kill:
             os.kill(os.getpid(), number)
 
-    recipe = training.Recipe(STEPS, 1e-2, batch=3)
+    hyper = training.Hyperparameters(STEPS, 1e-2, batch=3)
     text = torch.cat([batch["input_ids"] for batch in batches(4)])
     more: Any = {
         "teacher": Online(random_llama("tied")),
@@ -73,7 +74,7 @@ def run(form: str, snapshots: Snapshots | None = None, kill: int = 0, number: in
         "snapshots": snapshots,
         "stepped": stepped,
     }
-    training.train(model, Mixture.of(text, recipe), **more)
+    training.train(model, Mixture.of(text, hyper), **more)
     return model, steps
 
 
@@ -115,7 +116,7 @@ def test_a_signal_waits_for_the_step_and_its_state(number: signal.Signals, tmp_p
 def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """But one that comes along with the first is the same: a launcher hands on what its processes got already."""
     clock = [0.0]
-    monkeypatch.setattr("lorashear.stopping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("lorashear.terminal.stopping.time.monotonic", lambda: clock[0])
     with pytest.raises(KeyboardInterrupt), deferred() as asked:
         for clock[0] in (0.0, 0.5):
             os.kill(os.getpid(), signal.SIGINT)
@@ -160,7 +161,7 @@ def test_one_that_was_cut_off_counts_for_nothing(tmp_path: Path) -> None:
 
 def test_seconds_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("lorashear.snapshots.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("lorashear.learning.snapshots.time.monotonic", lambda: clock[0])
     snapshots, due = Snapshots(tmp_path, seconds=60), []
     for step in range(1, 7):
         clock[0] += 25

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lorashear import slicing
-from lorashear.checkpoint import INDEX, SINGLE, Checkpoint
+from lorashear.disk import slicing
+from lorashear.disk.checkpoint import INDEX, SINGLE, Checkpoint
+from lorashear.disk.layout import SHARD_BYTES
+from lorashear.disk.slicing import Slice, sliced, write_slice
 from lorashear.errors import LorashearError
-from lorashear.layout import SHARD_BYTES
-from lorashear.slicing import Slice, sliced, write_slice
 from lorashear_ir.groups import TensorCut
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}

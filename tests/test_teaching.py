@@ -14,12 +14,12 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import lorashear
-from lorashear import attaching, teaching, training
-from lorashear.data import PADDING, READ
 from lorashear.errors import Fault, LorashearError
-from lorashear.losses import Losses, losses
-from lorashear.mixture import Mixture
-from lorashear.teaching import Online, Remembered, Said, Teacher, remember
+from lorashear.learning import attaching, teaching, training
+from lorashear.learning.losses import Losses, losses
+from lorashear.learning.mixture import Mixture
+from lorashear.learning.teaching import Online, Remembered, Said, Teacher, remember
+from lorashear.text.data import PADDING, READ
 from test_theorem import random_llama
 from test_training import adapters, different, windows
 from tools.cases import tiny
@@ -206,9 +206,9 @@ def test_a_part_without_any_such_window_has_numbers(kind: str) -> None:
 
 
 def trained(teacher: Teacher | None, rows: torch.Tensor, **more: Any) -> tuple[Any, list[training.Step]]:
-    recipe = training.Recipe(**{"steps": 4, "rate": 1e-2, "rank": 2, "seed": 1, **more})
+    hyper = training.Hyperparameters(**{"steps": 4, "rate": 1e-2, "rank": 2, "seed": 1, **more})
     model, steps = attaching.attach(random_llama("tied"), rank=2, seed=1), []
-    training.train(model, Mixture.of(rows, recipe), teacher=teacher, stepped=steps.append)
+    training.train(model, Mixture.of(rows, hyper), teacher=teacher, stepped=steps.append)
     return model, steps
 
 

@@ -17,15 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorashear
 from conftest import WORDS
-from lorashear import attaching, recipes, training
-from lorashear.calibration import Windows, read_windows
 from lorashear.cli import main
 from lorashear.config import Settings
-from lorashear.data import PADDING
+from lorashear.learning import attaching, hyperparameters, training
+from lorashear.learning.losses import STREAM, losses
+from lorashear.learning.mixture import Mixture
+from lorashear.learning.teaching import Online
 from lorashear.likelihood import perplexity
-from lorashear.losses import STREAM, losses
-from lorashear.mixture import Mixture
-from lorashear.teaching import Online
+from lorashear.text.calibration import Windows, read_windows
+from lorashear.text.data import PADDING
 from lorashear.verifying import verify
 from lorashear_passes.walk import heldout_loss
 from test_theorem import random_llama
@@ -42,13 +42,13 @@ def windows(count: int = 16, length: int = 16) -> torch.Tensor:
 
 
 def trained(
-    recipe: training.Recipe, teacher: torch.nn.Module | None = None, text: torch.Tensor | None = None
+    hyper: training.Hyperparameters, teacher: torch.nn.Module | None = None, text: torch.Tensor | None = None
 ) -> tuple[torch.nn.Module, list[training.Step]]:
-    model = attaching.attach(random_llama("tied"), rank=recipe.rank, seed=recipe.seed)
+    model = attaching.attach(random_llama("tied"), rank=hyper.rank, seed=hyper.seed)
     steps: list[training.Step] = []
     training.train(
         model,
-        Mixture.of(windows() if text is None else text, recipe),
+        Mixture.of(windows() if text is None else text, hyper),
         teacher=teacher and Online(teacher),
         stepped=steps.append,
     )
@@ -71,7 +71,7 @@ def different() -> torch.nn.Module:
 
 def test_a_text_is_learned_and_only_adapters_change() -> None:
     before = {name: p.clone() for name, p in random_llama("tied").named_parameters()}
-    model, steps = trained(training.Recipe(60, 2e-2, rank=4, distill=0.0))
+    model, steps = trained(training.Hyperparameters(60, 2e-2, rank=4, distill=0.0))
     assert [s.step for s in steps] == list(range(1, 61))
     assert steps[-1].loss < steps[0].loss - 1
     assert all(s.loss == s.text and s.divergence is None for s in steps)
@@ -86,25 +86,27 @@ def test_the_head_and_the_embedding_have_no_adapter() -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    _, steps = trained(training.Recipe(40, 1e-2, rank=2, distill=0.0))
+    _, steps = trained(training.Hyperparameters(40, 1e-2, rank=2, distill=0.0))
     rates = [s.rate for s in steps]
     assert rates[3] == max(rates) == pytest.approx(1e-2)
     assert rates[0] == pytest.approx(1e-2 / 4)
     assert rates[4:] == sorted(rates[4:], reverse=True) and rates[-1] < 1e-4
-    assert recipes.default_rate(2000) == 5e-4
-    assert recipes.default_rate(128) > recipes.default_rate(4096)
+    assert hyperparameters.default_rate(2000) == 5e-4
+    assert hyperparameters.default_rate(128) > hyperparameters.default_rate(4096)
 
 
 def test_the_same_seed_trains_the_same_and_another_does_not() -> None:
-    runs = [adapters(trained(training.Recipe(5, 1e-2, rank=2, distill=0.0, seed=seed))[0]) for seed in (0, 0, 1)]
+    runs = [
+        adapters(trained(training.Hyperparameters(5, 1e-2, rank=2, distill=0.0, seed=seed))[0]) for seed in (0, 0, 1)
+    ]
     assert all(torch.equal(p, runs[1][name]) for name, p in runs[0].items())
     assert not all(torch.equal(p, runs[2][name]) for name, p in runs[0].items())
 
 
 def test_every_window_is_seen_once_before_any_is_seen_again() -> None:
-    recipe = training.Recipe(7, 1.0, batch=3, seed=5)
+    hyper = training.Hyperparameters(7, 1.0, batch=3, seed=5)
     rows = torch.arange(10)[:, None].expand(10, 4)
-    mixture = Mixture.of(rows, recipe)
+    mixture = Mixture.of(rows, hyper)
     seen = torch.cat([mixture.draw()[:, 0] for _ in range(7)]).tolist()
     assert len(seen) == 21
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
@@ -113,13 +115,13 @@ def test_every_window_is_seen_once_before_any_is_seen_again() -> None:
 
 def test_a_model_beside_itself_has_no_divergence() -> None:
     teacher = random_llama("tied")
-    _, steps = trained(training.Recipe(1, 1e-2, rank=2, distill=1.0), teacher)
+    _, steps = trained(training.Hyperparameters(1, 1e-2, rank=2, distill=1.0), teacher)
     assert steps[0].divergence == pytest.approx(0, abs=1e-5) and steps[0].distance == 0
     assert steps[0].loss == steps[0].divergence
     other = different()
-    model, steps = trained(training.Recipe(1, 1e-9, rank=2, distill=0.25), other)
+    model, steps = trained(training.Hyperparameters(1, 1e-9, rank=2, distill=0.25), other)
     p, q = (m(input_ids=windows()).logits[:, :-1].log_softmax(-1) for m in (other, model))
-    batch = Mixture.of(torch.arange(16)[:, None], training.Recipe(1, 1.0)).draw()[:, 0]
+    batch = Mixture.of(torch.arange(16)[:, None], training.Hyperparameters(1, 1.0)).draw()[:, 0]
     assert steps[0].divergence == pytest.approx((p.exp() * (p - q)).sum(-1)[batch].mean().item(), rel=1e-4)
     streams = (m(input_ids=windows()[batch], output_hidden_states=True).hidden_states for m in (other, model))
     relative = [
@@ -131,7 +133,7 @@ def test_a_model_beside_itself_has_no_divergence() -> None:
 
 
 def test_the_stream_counts_less_and_less() -> None:
-    _, steps = trained(training.Recipe(4, 1e-9, rank=2, distill=1.0), different())
+    _, steps = trained(training.Hyperparameters(4, 1e-9, rank=2, distill=1.0), different())
     for step in steps:
         assert step.divergence and step.distance
         weight = STREAM * (1 - (step.step - 1) / 4) ** 2
@@ -147,13 +149,13 @@ def test_a_stream_of_another_width_is_not_compared() -> None:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_batch_in_parts_trains_the_same(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
-    recipe = training.Recipe(4, 1e-2, rank=2)
+    hyper = training.Hyperparameters(4, 1e-2, rank=2)
     text = windows()
     if padded:
         text[torch.arange(16)[None] > torch.arange(2, 18)[:, None]] = PADDING
-    whole, steps = trained(recipe, random_llama("tied"), text)
+    whole, steps = trained(hyper, random_llama("tied"), text)
     monkeypatch.setattr(training, "batch_size", lambda *_: 3)
-    parts, others = trained(recipe, random_llama("tied"), text)
+    parts, others = trained(hyper, random_llama("tied"), text)
     assert [s.loss for s in others] == pytest.approx([s.loss for s in steps], rel=1e-5)
     for name, p in adapters(whole).items():
         torch.testing.assert_close(p, adapters(parts)[name], rtol=1e-3, atol=1e-5)
@@ -200,7 +202,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_adapters() -> None:
 
     sentence = r"the loss is not a number at step 4 of 9, at a learning rate of 8\.5e-03: pass a smaller one"
     with pytest.raises(lorashear.LorashearError, match=sentence):
-        training.train(model, Mixture.of(windows(), training.Recipe(9, 1e-2, distill=0.0)), stepped=stepped)
+        training.train(model, Mixture.of(windows(), training.Hyperparameters(9, 1e-2, distill=0.0)), stepped=stepped)
     assert all(torch.equal(p, kept[1][name]) for name, p in adapters(model).items())
 
 
@@ -209,7 +211,7 @@ def test_nothing_to_train() -> None:
     with pytest.raises(
         lorashear.LorashearError, match="LlamaForCausalLM has nothing trainable: put a LoRA adapter on it"
     ):
-        training.train(model, Mixture.of(windows(), training.Recipe(1, 1e-2)))
+        training.train(model, Mixture.of(windows(), training.Hyperparameters(1, 1e-2)))
 
 
 @pytest.fixture(scope="module")

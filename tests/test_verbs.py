@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import typer
 
-from lorashear import completing, environment
 from lorashear.cli import app
 from lorashear.config import COSTS, CRITERIA, KINDS
 from lorashear.engines.exporter import TARGETS
-from lorashear.options import CHOOSE, FILES, LHSPG, OUTPUT, PANELS, REMOVE, SPEED, TASKS, TEXT, TRAINING
-from lorashear.verbs import VERBS
+from lorashear.terminal import completing, environment
+from lorashear.terminal.options import CHOOSE, FILES, LHSPG, OUTPUT, PANELS, REMOVE, SPEED, TASKS, TEXT, TRAINING
+from lorashear.terminal.verbs import VERBS
 from test_bad_input import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def test_every_verb_is_listed_in_a_line_and_in_order(
     assert re.findall(r"^╭─ ([\w, ]+) ─", said, re.MULTILINE)[1:] == list(
         dict.fromkeys(verb.group for verb in VERBS.values())
     )
-    assert set(COMMANDS.commands) == set(VERBS), "lorashear/verbs.py says a line and an example of each"
+    assert set(COMMANDS.commands) == set(VERBS), "lorashear/terminal/verbs.py says a line and an example of each"
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -211,7 +211,7 @@ def test_env_where_something_is_missing_or_broken(monkeypatch: pytest.MonkeyPatc
 
 
 def test_env_imports_torch_alone() -> None:
-    code = "import sys; from lorashear.environment import environment as e; e(); print(*sys.modules)"
+    code = "import sys; from lorashear.terminal.environment import environment as e; e(); print(*sys.modules)"
     paths = os.pathsep.join(str(ROOT / part) for part in ("", "ir", "passes"))
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lorashear.layout import layout
-from lorashear.output import NewFile
+from lorashear.disk.layout import layout
+from lorashear.disk.output import NewFile
 
 SHAPE = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "vocab_size": 128256},

@@ -27,8 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 import lorashear
 from lorashear.evaluation.bandwidth import explained
 from lorashear.evaluation.speed import Cost, measure
-from lorashear.stages import Progress
-from lorashear.terminal import Terminal
+from lorashear.terminal.progress import Terminal
+from lorashear.terminal.stages import Progress
 from tools.bench_apply import SHAPE, make_checkpoint
 
 RATIO, ROUND_TO, SCALE = 0.5, 32, 0.02

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorashear import attaching, models, training
+from lorashear import models
 from lorashear.config import BATCH
-from lorashear.mixture import Mixture
-from lorashear.teaching import Online
+from lorashear.learning import attaching, training
+from lorashear.learning.mixture import Mixture
+from lorashear.learning.teaching import Online
 from lorashear_passes.lhspg import Lhspg, Schedule
 from lorashear_passes.surgery import Settings, units
 
@@ -101,11 +102,11 @@ def stepping(args: argparse.Namespace, carrying: Any, **more: Any) -> Callable[[
         attaching.checkpoint_activations(carrying)
     windows = torch.randint(0, SHAPES[args.shape]["vocab_size"], (args.windows, args.length))
     distill = 0.8 if "teacher" in more else 0.0
-    recipe = training.Recipe(2, 1e-5, batch=args.windows, distill=distill, micro_batch=args.micro_batch)
+    hyper = training.Hyperparameters(2, 1e-5, batch=args.windows, distill=distill, micro_batch=args.micro_batch)
 
     def step() -> float:
         found: list[float] = []
-        training.train(carrying, Mixture.of(windows, recipe), stepped=lambda each: found.append(each.speed), **more)
+        training.train(carrying, Mixture.of(windows, hyper), stepped=lambda each: found.append(each.speed), **more)
         return found[-1]
 
     return step

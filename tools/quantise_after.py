@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
 import lorashear  # noqa: E402
-from lorashear.data import read_texts  # noqa: E402
 from lorashear.errors import LorashearError  # noqa: E402
+from lorashear.text.data import read_texts  # noqa: E402
 from stdlib_text import write  # noqa: E402
 
 

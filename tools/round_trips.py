@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import lorashear
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.models import build_twin, read_config
 from lorashear.planning import lower
 from lorashear.pruning import pruned as in_memory

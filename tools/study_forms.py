@@ -31,10 +31,10 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from lorashear import attaching, losses, recipes, training, transfer
 from lorashear.config import BATCH
-from lorashear.mixture import Mixture
-from lorashear.teaching import Online
+from lorashear.learning import attaching, hyperparameters, losses, training, transfer
+from lorashear.learning.mixture import Mixture
+from lorashear.learning.teaching import Online
 from lorashear_passes import oneshot
 from lorashear_passes.lhspg import Lhspg
 from lorashear_passes.saliency import in_rounds
@@ -136,7 +136,7 @@ class Gates:
         for path, job in surgeon.jobs.items():
             groups = [(g.name, c) for g, c in zip(job.groups, job.columns, strict=True) if g.name in self.parts]
             carrying.base_model.model.get_submodule(path).register_forward_pre_hook(self._scaled(groups, now))
-        recipe = training.Recipe(STEPS, recipes.default_rate(128) * trial.rate, seed=trial.seed)
+        hyper = training.Hyperparameters(STEPS, hyperparameters.default_rate(128) * trial.rate, seed=trial.seed)
 
         def stepped(step: training.Step) -> None:
             self._learn()
@@ -144,7 +144,7 @@ class Gates:
             now.update(self.values(min(1.0, 2 * done), COLD**done))
 
         now.update(self.values(0.0, 1.0))
-        training.train(carrying, Mixture.of(windows, recipe), teacher=Online(dense), stepped=stepped)
+        training.train(carrying, Mixture.of(windows, hyper), teacher=Online(dense), stepped=stepped)
 
     def _learn(self) -> None:
         """A step down the gradients, each a weight of its part: on one scale for all, so that what matters more rises faster."""

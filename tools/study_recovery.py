@@ -29,11 +29,11 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import lorashear
-from lorashear import data
-from lorashear.calibration import held_out
-from lorashear.instructions import instruction_windows
+from lorashear.learning.processes import Processes
 from lorashear.likelihood import mean_loss
-from lorashear.processes import Processes
+from lorashear.text import data
+from lorashear.text.calibration import held_out
+from lorashear.text.instructions import instruction_windows
 from subjects import CONTEXT, SHARED, Subject, subjects
 from trials import DENSE, Results, machine, machines, workers
 

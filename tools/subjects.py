@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorashear import calibration, data
+from lorashear.text import calibration, data
 from lorashear_passes.walk import Batch
 
 ROOT = Path(__file__).resolve().parent.parent

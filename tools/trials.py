@@ -20,10 +20,11 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import lorashear
-from lorashear import attaching, data, recipes, training
 from lorashear.config import BATCH
+from lorashear.learning import attaching, hyperparameters, training
+from lorashear.learning.mixture import Mixture
 from lorashear.likelihood import perplexity
-from lorashear.mixture import Mixture
+from lorashear.text import data
 from subjects import CONTEXT, TEST, Subject
 
 DENSE, ADAPTED = "dense", "dense + LoRA"
@@ -83,13 +84,15 @@ def machine(device: str) -> str:
 def _model(trial: Trial, tokenizer: Any, packed: bool) -> Any:
     subject, settings = trial.subject, dict(trial.settings)
     dense = lorashear.load(subject.folder).float().to(trial.device)
-    rate = trial.rate * recipes.default_rate(dense.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+    rate = trial.rate * hyperparameters.default_rate(dense.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     if trial.row == DENSE:
         return dense
     if trial.row == ADAPTED:
         windows, steps = text(trial, tokenizer, settings["tokens"])
         carrying = attaching.attach(dense, rank=16, seed=trial.seed)
-        training.train(carrying, Mixture.of(windows, training.Recipe(steps, rate, distill=0.0, seed=trial.seed)))
+        training.train(
+            carrying, Mixture.of(windows, training.Hyperparameters(steps, rate, distill=0.0, seed=trial.seed))
+        )
         return carrying
     tokens, through = settings.pop("tokens"), settings.pop("through", None)
     settings |= {"one_shot": tokens is None, "learning_rate": rate, "text": subject.text["train"]}

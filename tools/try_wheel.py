@@ -21,7 +21,7 @@ NEEDED = (
     "lorashear/modeling_lorashear.py",
     "lorashear/py.typed",
     "lorashear/viewer/built/page.js",
-    "lorashear/shipped_recipes/one-shot.yaml",
+    "lorashear/recipes/shipped/one-shot.yaml",
 )
 # Some pages of text that lie wherever Python does.
 TEXT_MODULES = ("textwrap", "tokenize")

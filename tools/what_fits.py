@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lorashear import fitting
-from lorashear.checkpoint import Checkpoint
 from lorashear.config import Settings
-from lorashear.estimate import Estimate
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.estimate import Estimate
+from lorashear.learning import fitting
 
 FIELDS = (
     "hidden_size",

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from lorashear import completing
 from lorashear.errors import LorashearError
-from lorashear.options import AsJson, Quiet
-from lorashear.terminal import Terminal
+from lorashear.terminal import completing
+from lorashear.terminal.options import AsJson, Quiet
+from lorashear.terminal.progress import Terminal
 
 
 def export(

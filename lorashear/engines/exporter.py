@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.lora import CONFIG, held_in
+from lorashear.disk.output import check_file, check_target, output_file, output_folder
 from lorashear.engines.gguf_file import Gguf
 from lorashear.engines.gguf_lora import GgufLora
 from lorashear.engines.mlx import Mlx
@@ -17,9 +19,7 @@ from lorashear.engines.padded import Padded
 from lorashear.engines.plain import Plain
 from lorashear.engines.target import Target, Wish
 from lorashear.errors import LorashearError
-from lorashear.lora import CONFIG, held_in
-from lorashear.output import check_file, check_target, output_file, output_folder
-from lorashear.stages import Progress
+from lorashear.terminal.stages import Progress
 
 TARGETS: dict[str, Target] = {each.name: each for each in (Plain(), Padded(), Gguf(), Onnx(), OpenVino(), Mlx())}
 ADAPTERS: dict[str, Target] = {each.name: each for each in (GgufLora(),)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorashear.checkpoint import Checkpoint, json_object
+from lorashear.disk.checkpoint import Checkpoint, json_object
 
 FILE = "genai_config.json"
 TYPE = "decoder"

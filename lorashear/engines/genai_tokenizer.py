@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorashear.checkpoint import json_object
-from lorashear.folder import write_json
+from lorashear.disk.checkpoint import json_object
+from lorashear.disk.folder import write_json
 
 CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
 SPACE = "▁"

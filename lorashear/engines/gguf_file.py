@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import BESIDE
 from lorashear.engines import gguf_rope, gguf_tokenizer
 from lorashear.engines.gguf_tensors import (
     DTYPES,
@@ -27,7 +28,6 @@ from lorashear.engines.gguf_tokenizer import Vocabulary
 from lorashear.engines.llama import HEAD, NORM, NORMS, PROJECTIONS, Llama
 from lorashear.engines.target import Told, Wish
 from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE
 
 NAMES = dict(
     zip(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lorashear.checkpoint import Checkpoint, TensorInfo, as_float
+from lorashear.disk.checkpoint import Checkpoint, TensorInfo, as_float
+from lorashear.disk.lora import Adapted, Adapter
 from lorashear.engines.gguf_file import NAMES, architecture, order, read
 from lorashear.engines.gguf_tensors import FILE_TYPES, Tensor, check_installed, given, size, write
 from lorashear.engines.llama import HEAD, Llama
 from lorashear.engines.target import Told, Wish
 from lorashear.errors import LorashearError
-from lorashear.lora import Adapted, Adapter
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lorashear.checkpoint import Checkpoint, as_float, rounded
+from lorashear.disk.checkpoint import Checkpoint, as_float, rounded
+from lorashear.disk.output import NewFile
 from lorashear.engines.target import Told
 from lorashear.errors import LorashearError
-from lorashear.output import NewFile
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lorashear.checkpoint import json_object
+from lorashear.disk.checkpoint import json_object
 from lorashear.engines.sentencepiece import (
     BPE,
     BYTE,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import BESIDE
 from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE
 
 TYPES = ("llama", "mistral", "lorashear_llama", "lorashear_mistral")
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import write_json
 from lorashear.engines.llama import Llama, adapter_refusal
 from lorashear.engines.target import Told, Wish
 from lorashear.errors import LorashearError
-from lorashear.folder import write_json
 
 MODEL_FILE = Path(__file__).with_name("mlx_lorashear_llama.py")
 ROPES = ("default", "linear", "llama3", "yarn")

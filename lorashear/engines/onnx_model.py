@@ -7,13 +7,13 @@ from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import MODELING_FILE, taken_along, write_json
 from lorashear.engines import genai_tokenizer
 from lorashear.engines.genai import FILE, genai_config
 from lorashear.engines.llama import adapter_refusal
 from lorashear.engines.target import Told, Wish
 from lorashear.errors import LorashearError
-from lorashear.folder import MODELING_FILE, taken_along, write_json
 
 GRAPH = "model.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask", "position_ids"), "logits"

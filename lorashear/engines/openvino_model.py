@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.engines.genai import FILE
 from lorashear.engines.onnx_model import GRAPH, PAST, PRESENT, Onnx
 from lorashear.engines.target import Told, Wish

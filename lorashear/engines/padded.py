@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lorashear.checkpoint import INDEX, NUMPY_DTYPES, Checkpoint
+from lorashear.disk.checkpoint import INDEX, NUMPY_DTYPES, Checkpoint
+from lorashear.disk.folder import TAKEN_ALONG, write_json
+from lorashear.disk.layout import Layout, Shape, layout
+from lorashear.disk.output import NewFile
 from lorashear.engines.llama import Layer, Llama, own_widths_refusal
 from lorashear.engines.target import Told, Wish
-from lorashear.folder import TAKEN_ALONG, write_json
-from lorashear.layout import Layout, Shape, layout
-from lorashear.output import NewFile
 
 OWN = ("module_overrides", "per_layer_config", "pruned_from", "auto_map", "architectures", "model_type")
 NOT_MISTRAL = ("attention_bias", "mlp_bias", "pretraining_tp")

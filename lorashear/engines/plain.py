@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 from lorashear.engines.target import Told, Wish
 
 

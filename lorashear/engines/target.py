@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lorashear.checkpoint import Checkpoint
+from lorashear.disk.checkpoint import Checkpoint
 
 Told = Callable[[int, int], None]
 """Called with how much is written, and all."""

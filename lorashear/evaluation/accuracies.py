@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lorashear.declared import vocabulary
+from lorashear.emission.declared import vocabulary
 from lorashear.evaluation import harness
 from lorashear.evaluation.asked import Asked
 from lorashear.evaluation.choices import positions, score

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorashear.documents import reading
+from lorashear.disk.output import check_file, output_file
 from lorashear.errors import LorashearError
 from lorashear.evaluation import table
 from lorashear.evaluation.evaluator import Evaluation
-from lorashear.output import check_file, output_file
+from lorashear.text.documents import reading
 
 CARD, PLAN = "README.md", Path("lorashear") / "plan.json"
 REPORT = Path("lorashear") / "evaluation.json"

@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from lorashear import declared
-from lorashear.data import DOCUMENTS_PER_CALL
+from lorashear.emission import declared
 from lorashear.errors import LorashearError
 from lorashear.evaluation.items import Item, Suite
 from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.uncertainty import mean_error
 from lorashear.likelihood import LOGIT_BYTES, TOKENS_PER_BATCH, evaluating
+from lorashear.text.data import DOCUMENTS_PER_CALL
 
 # What is taken for the number of tokens that a model takes where neither its config nor the tokenizer says it.
 DEFAULT_POSITIONS = 2048

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lorashear import launched
 from lorashear.errors import LorashearError
-from lorashear.options import (
+from lorashear.learning import launched
+from lorashear.terminal.options import (
     OUTPUT,
     SPEED,
     TASKS,
@@ -27,7 +27,7 @@ from lorashear.options import (
     Seed,
     words,
 )
-from lorashear.terminal import Terminal
+from lorashear.terminal.progress import Terminal
 
 Text = Annotated[
     list[str] | None,
@@ -119,10 +119,10 @@ def eval_(
 
     Attention crosses from one packed document of a text to the next; with --apart nothing crosses.
     """
+    from lorashear.disk.output import check_file
     from lorashear.evaluation import carding
     from lorashear.evaluation.evaluator import evaluate
     from lorashear.evaluation.reproducing import compared, said, verdict
-    from lorashear.output import check_file
 
     if launched.follower():
         return

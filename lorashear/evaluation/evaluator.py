@@ -13,6 +13,8 @@ from torch import nn
 
 from lorashear import models as users
 from lorashear.config import Training
+from lorashear.disk.folder import write_json
+from lorashear.disk.output import check_file, output_file
 from lorashear.errors import LorashearError
 from lorashear.evaluation import harness, speed_figures, table
 from lorashear.evaluation.accuracies import OfSuite, average
@@ -28,11 +30,9 @@ from lorashear.evaluation.tasks import ALL, NAMES, suites
 from lorashear.evaluation.texts import texts
 from lorashear.evaluation.unfinished import Unfinished
 from lorashear.evaluation.versions import versions
-from lorashear.folder import write_json
 from lorashear.loading import check_usable
-from lorashear.output import check_file, output_file
-from lorashear.stages import Progress, Say, Stages
-from lorashear.subsets import Text
+from lorashear.terminal.stages import Progress, Say, Stages
+from lorashear.text.subsets import Text
 
 FORMAT = 1
 """Of the report: counts up when a reader of an older one would misunderstand it."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorashear import declared
+from lorashear.emission import declared
 from lorashear.errors import LorashearError
 from lorashear.likelihood import evaluating
 

@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorashear.documents import check_readable, is_encodable, parsed, reading, text_lines
 from lorashear.errors import LorashearError
+from lorashear.text.documents import check_readable, is_encodable, parsed, reading, text_lines
 
 ENDINGS = (".jsonl",)
 KIND = "multiple-choice"

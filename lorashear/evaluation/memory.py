@@ -22,7 +22,7 @@ from lorashear.errors import LorashearError
 from lorashear.evaluation.bandwidth import weight_bytes
 from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
 from lorashear.loading import DTYPES, working_copy
-from lorashear.stages import Say
+from lorashear.terminal.stages import Say
 
 STATUS, MARK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Where Linux says what a process holds, and where it takes that the highest is to be forgotten."""

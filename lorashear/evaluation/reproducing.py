@@ -7,13 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lorashear.checkpoint import json_object
+from lorashear.disk.checkpoint import json_object
 from lorashear.errors import LorashearError
 from lorashear.evaluation.asked import Asked
 from lorashear.evaluation.evaluator import FORMAT, Evaluation, evaluate
 from lorashear.evaluation.subjects import short
 from lorashear.report import columns
-from lorashear.stages import Progress, Say
+from lorashear.terminal.stages import Progress, Say
 
 Report = Mapping[str, Any]
 NATS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}

@@ -15,7 +15,7 @@ from lorashear.evaluation.bandwidth import cache_bytes, read_bytes, weight_bytes
 from lorashear.evaluation.greedy import check_counts, check_positions, prompt_ids, run, vocabulary
 from lorashear.evaluation.memory import peak_bytes
 from lorashear.loading import DTYPES
-from lorashear.stages import Progress
+from lorashear.terminal.stages import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

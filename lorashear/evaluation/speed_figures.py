@@ -13,7 +13,7 @@ from lorashear.evaluation.bandwidth import explained
 from lorashear.evaluation.greedy import SEED
 from lorashear.evaluation.speed import Cost, measure
 from lorashear.evaluation.subjects import Subject, short
-from lorashear.stages import Progress
+from lorashear.terminal.stages import Progress
 
 OF_ALL = ("name", "batch", "prompt", "tokens", "rounds")
 """What is the same for all models, or said of them elsewhere."""

@@ -13,16 +13,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lorashear import adapters, checkpoint, models
-from lorashear.calibration import read_tokenizer
-from lorashear.checkpoint import Checkpoint
+from lorashear import adapters, models
 from lorashear.config import Training
-from lorashear.declared import positions
+from lorashear.disk import checkpoint
+from lorashear.disk.checkpoint import Checkpoint
+from lorashear.disk.folder import BESIDE
+from lorashear.disk.lora import held_in
+from lorashear.emission.declared import positions
 from lorashear.errors import LorashearError
-from lorashear.folder import BESIDE
 from lorashear.loading import working_copy
-from lorashear.lora import held_in
-from lorashear.windows_file import tokenizer_content
+from lorashear.text.calibration import read_tokenizer
+from lorashear.text.windows_file import tokenizer_content
 
 
 def short(names: Sequence[str]) -> list[str]:

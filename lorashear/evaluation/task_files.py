@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lorashear.documents import check_readable, reading
 from lorashear.errors import LorashearError
+from lorashear.text.documents import check_readable, reading
 
 ENDINGS = (".yaml", ".yml")
 # What `datasets` itself reads from files, without a hub.

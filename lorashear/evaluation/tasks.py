@@ -10,7 +10,7 @@ from typing import Any
 
 from lorashear.errors import LorashearError
 from lorashear.evaluation.items import ENDINGS, Suite, gathered, read
-from lorashear.hub import HubDataset
+from lorashear.text.hub import HubDataset
 
 ALL = "paper"
 """What all seven are called together."""

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lorashear import data, subsets
-from lorashear.corpus import Corpus
-from lorashear.documents import read_texts, whole_text
 from lorashear.errors import LorashearError
-from lorashear.sampling import PIECE_CHARACTERS
-from lorashear.subsets import Source
-from lorashear.windows_file import CHARACTERS_PER_TOKEN
+from lorashear.text import data, subsets
+from lorashear.text.corpus import Corpus
+from lorashear.text.documents import read_texts, whole_text
+from lorashear.text.sampling import PIECE_CHARACTERS
+from lorashear.text.subsets import Source
+from lorashear.text.windows_file import CHARACTERS_PER_TOKEN
 
 WHOLE_BYTES = 16 << 20
 """Of a file that a tokenizer reads at once, which takes some hundred times as much memory."""
@@ -85,7 +85,7 @@ class Windows:
         return [slice(start, start + some) for start in range(0, len(self), some)]
 
     def at(self, part: slice) -> torch.Tensor:
-        """Windows as `lorashear.data.inputs` and `wanted` take them."""
+        """Windows as `lorashear.text.data.inputs` and `wanted` take them."""
         rows = self.rows[part].clone()
         only_read = rows[:, : self.read]
         rows[:, : self.read] = torch.where(self.first[part, None], only_read, data.READ - only_read)
@@ -195,7 +195,7 @@ def windows(
 ) -> Windows:
     """Windows of ``context`` tokens.
 
-    Packed, documents stand on end, each behind its boundary token (see `lorashear.data`); a window begins every ``stride``
+    Packed, documents stand on end, each behind its boundary token (see `lorashear.text.data`); a window begins every ``stride``
     tokens, by default every ``context``, and every token that no window before it has scored counts; what does not fill the last
     window is left out. Not packed, each is the beginning of another document. Of more than ``limit`` so many are taken, spread
     over the text, drawn by the seed.

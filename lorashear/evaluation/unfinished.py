@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lorashear import cache
-from lorashear.checkpoint import json_object
+from lorashear.disk.checkpoint import json_object
+from lorashear.disk.folder import write_json
+from lorashear.disk.output import output_file
 from lorashear.errors import LorashearError
 from lorashear.evaluation.measures import Finding, Measure
 from lorashear.evaluation.pieces import Pieces
 from lorashear.evaluation.subjects import Subject
-from lorashear.folder import write_json
-from lorashear.output import output_file
 
 DAYS = 30
 """After which nobody goes on."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lorashear.errors import LorashearError
-from lorashear.options import AsJson, Model, Remote, Revision
+from lorashear.terminal.options import AsJson, Model, Remote, Revision
 
 
 def view(

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorashear import checkpoint, emit, models
+from lorashear import models
+from lorashear.disk import checkpoint
+from lorashear.emission import emit
 from lorashear.errors import LorashearError
 from lorashear.models import Inputs, Model
 from lorashear.plans import Plan

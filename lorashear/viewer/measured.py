@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lorashear import knowledge
-from lorashear.drawing import thinned
 from lorashear.errors import LorashearError
+from lorashear.learning.drawing import thinned
 from lorashear_ir.groups import Groups
 
 Content = dict[str, Any]

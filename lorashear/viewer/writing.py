@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lorashear import graphs, models
+from lorashear.disk.output import check_file, output_file
 from lorashear.errors import LorashearError
 from lorashear.models import Inputs, Model
-from lorashear.output import check_file, output_file
 from lorashear.viewer.content import Removed, content
 from lorashear.viewer.page import page
 
