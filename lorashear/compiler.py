@@ -99,7 +99,8 @@ def compile(
         lora: the folder of a LoRA adapter that belongs to the model. It counts as a part of it, and is what is trained.
         resume: go on with what an earlier run of the same request left when it was stopped in training.
         estimated: called, before weights are read, with what the run will take; one that raises ends it there.
-        say, progress: called with a line as a stage begins and when it is over, and with (stage, done, total).
+        say: called with a line as a stage begins and when it is over.
+        progress: called with (stage, done, total).
         stepped: called with what each step of training did (`lorashear.learning.training.Step`), before ``progress`` is.
         report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
             TensorBoard's files go to ``runs`` beside the result (see `lorashear.learning.trackers`).

@@ -19,9 +19,9 @@ HOW = ("save_every", "micro_batch", "gradient_checkpointing", "fsdp")
 """Settings that the result does not depend on, but for the order in which floats are added up."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 BATCH = 8
+"""Windows a training step."""
 STATES = 2
 """Of training, that are kept on the disk: of the last so many the newest that can be read counts."""
-"""Windows a training step."""
 DISTILL = 0.8
 """Share of the training loss that is the distance from the dense model, where that is there."""
 
@@ -34,38 +34,49 @@ class Training:
         LorashearError: a value makes no sense; the sentence names it.
     """
 
-    tokens: int | None = (
-        None  # to train on, those of the text that nothing else uses, again and again where it is short
-    )
-    mixture: str = "dynamic"  # what has lost most is drawn most; "static": all subsets of the text alike
-    tuning: float = 0.25  # share of the tokens, the last ones, that go to instruction data where there is some
-    replay: float = 0.5  # share of those that are still of the text
-    learning_rate: float | None = None  # by default from the model's width
-    batch: int = BATCH  # windows a training step, of all processes together
-    micro_batch: int | None = None  # of them at once in each process; by default as many as keep the logits small
-    gradient_checkpointing: bool = False  # activations are computed twice, and take less memory
-    fsdp: bool = False  # each process holds a part of the weights while it trains
-    full: bool = False  # all weights of the pruned model are trained, not an adapter
-    rank: int = 16  # of the LoRA adapters that are trained
-    distill: float | None = (
-        None  # share of the training loss that is the distance from the dense model; by default 0.8 where
-    )
-    # that fits into memory beside the pruned one
-    distill_top_k: int | None = (
-        None  # likeliest next tokens that the dense model says beforehand, so that it need not be in
-    )
-    # memory; by default it is, and says all
-    adapter: str = "merge"  # what was trained goes into the weights; "keep": beside them, as an adapter of peft
-    packed: bool = (
-        True  # documents stand on end, are cut into windows, and attention crosses their boundaries; False: one
-    )
-    # document a window
-    context: int | None = None  # tokens a window; by default the model's context, at most 512
-    save_every: str = "10m"  # states of training that a stopped run goes on from: minutes (s, m, h), or steps ("200")
-    shard_bytes: int = SHARD_BYTES  # of a weights file at most, but for a tensor that is larger
+    tokens: int | None = None
+    """To train on, of the text that nothing else uses, again and again where it is short."""
+    mixture: str = "dynamic"
+    """What has lost most is drawn most; ``static``: all subsets of the text alike."""
+    tuning: float = 0.25
+    """Share of the tokens, the last ones, that go to instruction data where there is some."""
+    replay: float = 0.5
+    """Share of those that are still of the text."""
+    learning_rate: float | None = None
+    """The highest; by default from the model's width."""
+    batch: int = BATCH
+    """Windows a training step, of all processes together."""
+    micro_batch: int | None = None
+    """Of them at once in each process; by default as many as keep the logits small."""
+    gradient_checkpointing: bool = False
+    """Activations are computed twice, and take less memory."""
+    fsdp: bool = False
+    """Each process holds a part of the weights while it trains."""
+    full: bool = False
+    """All weights of the pruned model are trained, not an adapter."""
+    rank: int = 16
+    """Of the LoRA adapters that are trained."""
+    distill: float | None = None
+    """Share of the training loss that is the distance from the dense model; by default 0.8 where that fits into memory beside
+    the pruned one."""
+    distill_top_k: int | None = None
+    """Likeliest next tokens that the dense model says beforehand, so that it need not be in memory; by default it is, and says all."""
+    adapter: str = "merge"
+    """What was trained goes into the weights; ``keep``: beside them, as an adapter of PEFT."""
+    packed: bool = True
+    """Documents stand on end, are cut into windows, and attention crosses their boundaries; False (`--apart`): one document a window."""
+    context: int | None = None
+    """Tokens a window; by default the model's context, at most 512."""
+    save_every: str = "10m"
+    """States of training that a stopped run goes on from: a time (``30s``, ``10m``, ``1h``), or steps (``200``)."""
+    shard_bytes: int = SHARD_BYTES
+    """Of a weights file at most, but for a tensor that is larger."""
     device: str = "cpu"
-    dtype: str | None = None  # to compute in; by default float32 on a CPU, else as stored
+    """Of torch: ``cpu``, ``cuda``, ``cuda:1``."""
+    dtype: str | None = None
+    """To compute in; by default float32 on a CPU, else as stored."""
     seed: int = 0
+    """Of all that is random: the same seed gives the same plan."""
 
     @property
     def saved_every(self) -> tuple[int | None, float | None]:
@@ -120,27 +131,43 @@ class Settings(Training):
         LorashearError: a value makes no sense; the sentence names it.
     """
 
-    ratio: float | None = (
-        None  # share of all parameters to remove, tied ones counted once; this, or one of the next two
-    )
-    params: int | None = None  # parameters that are left at most
-    bytes: int | None = None  # bytes of tensors on disk that are left at most
-    cost: str = "parameters"  # or the share of the bytes on disk, of the FLOPs or of the measured seconds a token
-    one_shot: bool = False  # no training
-    per_layer: bool = False  # widths may differ between layers
-    prune: tuple[str, ...] = ("head", "query", "ffn")  # kinds of structures
-    round_to: int = 1  # MLP and hidden widths are multiples of this
-    target: str | None = None  # an engine, whose needs are met too: see `lorashear.engines.needs`
-    tensor_parallel: int = 1  # devices that split each layer there
-    criterion: str | None = None  # by default obs with text, magnitude without
-    compensate: bool = True  # refit by least squares where there is text
-    unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only, where by
-    # default it is tried whether to keep those before the knee
-    lhspg: float = 0.0  # share of the tokens of text in which structures fade before they are cut; 0: cut, then trained
-    periods: int = 1  # of LHSPG: a part of the structures starts to fade in each
-    policy: str = "decay"  # of LHSPG: all that fades by one ramp; "half-space": each structure as the loss lets it
-    warm_up: float = 0.0  # share of LHSPG's steps before anything fades
-    windows: int = 128  # calibration windows
+    ratio: float | None = None
+    """Share of all parameters to remove, tied ones counted once; this, or one of the next two."""
+    params: int | None = None
+    """Parameters that are left at most."""
+    bytes: int | None = None
+    """Bytes of tensors on disk that are left at most."""
+    cost: str = "parameters"
+    """What the ratio is of: ``parameters``, ``bytes`` on disk, ``flops`` or measured seconds (``latency``) a token."""
+    one_shot: bool = False
+    """No training."""
+    per_layer: bool = False
+    """Widths may differ between layers."""
+    prune: tuple[str, ...] = ("head", "query", "ffn")
+    """Kinds of structures."""
+    round_to: int = 1
+    """MLP and hidden widths are multiples of this."""
+    target: str | None = None
+    """An engine, whose needs are met too: see `lorashear.engines.needs`."""
+    tensor_parallel: int = 1
+    """Devices that split each layer there."""
+    criterion: str | None = None
+    """What ranks structures; by default obs with text, magnitude without."""
+    compensate: bool = True
+    """Refit what stays by least squares where there is text."""
+    unprunable_ratio: float | None = None
+    """Share of the groups, those worth most, kept whole; per layer only, where by default it is tried whether to keep those before
+    the knee."""
+    lhspg: float = 0.0
+    """Share of the tokens of text in which structures fade before they are cut; 0: cut, then trained."""
+    periods: int = 1
+    """Of LHSPG: a part of the structures starts to fade in each."""
+    policy: str = "decay"
+    """Of LHSPG: all that fades by one ramp; ``half-space``: each structure as the loss lets it."""
+    warm_up: float = 0.0
+    """Share of LHSPG's steps before anything fades."""
+    windows: int = 128
+    """Of text to calibrate on."""
 
     @property
     def share(self) -> float:

@@ -63,14 +63,20 @@ def recover(
 
     Args:
         folder: the pruned model; an adapter that lies beside it is what goes on training.
-        text, instruct: as of `lorashear.compile`; one of them at least.
+        text: as of `lorashear.compile`; this or ``instruct`` at least.
+        instruct: as of `lorashear.compile`.
         tokens: to train on in all; by default as many as there are, but no more than `MOST`.
         dense: the model that it was pruned from, as a folder or hub id: what has been lost is measured against it, and the loss
             keeps close to it. By default the one that the folder's report names, where that is a hub id; without any, or with
             "none", all subsets are drawn alike, and only the text counts.
         lora: the folder of an adapter that belongs to the dense model, as of `lorashear.compile`.
         revision: of a hub id.
-        resume, say, progress, stepped, report_to: as of `lorashear.compile`.
+        overwrite: replace ``out`` at the end.
+        resume: as of `lorashear.compile`, as are the next four.
+        say: called with a line as a stage begins and when it is over.
+        progress: called with (stage, done, total).
+        stepped: called with what each step of training did.
+        report_to: trackers that get the same.
         settings: see `lorashear.config.Training`.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from lorashear.config import Settings
 from lorashear.disk.checkpoint import Checkpoint
@@ -30,13 +30,17 @@ FIELDS = (
     "num_key_value_heads",
     "vocab_size",
 )
-SHAPES = {
+SHAPES: dict[str, tuple[int, ...]] = {
     "TinyLlama 1.1B": (2048, 5632, 22, 32, 4, 32000),
+    "LLaMA 3.2 1B": (2048, 8192, 16, 32, 8, 128256),
     "LLaMA 3.2 3B": (3072, 8192, 28, 24, 8, 128256),
+    "Qwen3 4B": (2560, 9728, 36, 32, 8, 151936),
     "LLaMA 2 7B": (4096, 11008, 32, 32, 32, 32000),
-    "LLaMA 3 8B": (4096, 14336, 32, 32, 8, 128256),
+    "LLaMA 3.1 8B": (4096, 14336, 32, 32, 8, 128256),
+    "Qwen3 8B": (4096, 12288, 36, 32, 8, 151936),
     "LLaMA 2 13B": (5120, 13824, 40, 40, 40, 32000),
 }
+TIED = ("LLaMA 3.2 1B", "LLaMA 3.2 3B", "Qwen3 4B")
 WINDOWS = 160  # that are calibrated on, and choose between splits
 CASES: dict[str, dict[str, Any]] = {
     "pruned": {"one_shot": True},
@@ -51,15 +55,23 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048, help="tokens a window in training")
     args = parser.parse_args()
     print(f"| shape | {' | '.join(CASES)} |\n|---|{'---:|' * len(CASES)}")
-    for name, shape in SHAPES.items():
+    for name in SHAPES:
         print(
-            f"| {name} | {' | '.join(f'{memory(shape, each, args.context) / 1e9:.0f} GB' for each in CASES.values())} |"
+            f"| {name} | {' | '.join(f'{memory(name, each, args.context) / 1e9:.0f} GB' for each in CASES.values())} |"
         )
 
 
-def memory(shape: tuple[int, ...], case: dict[str, Any], context: int) -> int:
+def shaped(name: str) -> PreTrainedConfig:
+    """The config of a model of that shape."""
+    fields = dict(zip(FIELDS, SHAPES[name], strict=True))
+    kind, more = (Qwen3Config, {"head_dim": 128}) if name.startswith("Qwen3") else (LlamaConfig, {})
+    return kind(**fields, **more, tie_word_embeddings=name in TIED)
+
+
+def memory(name: str, case: dict[str, Any], context: int) -> int:
     """Bytes on the GPU, in the stage that the case is about: pruned with windows of 512 tokens, or trained with longer ones."""
-    config = LlamaConfig(**dict(zip(FIELDS, shape, strict=True)), max_position_embeddings=context)
+    config = shaped(name)
+    config.max_position_embeddings = context
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     training = "tokens" in case

@@ -78,7 +78,8 @@ def evaluate(
         tasks: "paper" for its seven, names of them, .jsonl files with items, or, by the harness, its .yaml files.
         tokenizer: of models in memory; a folder has its own.
         revision: of hub ids; or for each model one or None.
-        say, progress: called with a line for each step, and with (what, done, total).
+        say: called with a line for each step.
+        progress: called with (what, done, total).
         settings: see `lorashear.evaluation.asked.Asked`.
 
     Raises:
