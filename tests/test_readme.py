@@ -77,7 +77,3 @@ def test_the_python_and_the_commands_run(
             main()
         assert done.value.code == 0, line
         assert capsys.readouterr().out, line
-
-
-def test_pruning_by_hand(tmp_path: Path) -> None:
-    assert "zeroed and removed differ by" in run(tmp_path, sys.executable, str(ROOT / "examples/02_prune_by_hand.py"))
