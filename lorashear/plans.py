@@ -76,7 +76,9 @@ class Plan:
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:
-                raise LorashearError(f"{name} has the format {content['format']}; this LoRAShear reads {FORMAT}: make it anew, or take the version that made it")
+                raise LorashearError(
+                    f"{name} has the format {content['format']}; this LoRAShear reads {FORMAT}: make it anew, or take the version that made it"
+                )
             indices = cache(_indices)  # most tensors keep what others keep: once in memory is enough
             tensors = {
                 tensor: TensorCut(
