@@ -61,7 +61,10 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
     settings, windows = run.settings, run.windows
     chosen = groups.only(settings.prune)
     if not chosen:
-        raise LorashearError(f"the model has no prunable group of the kinds {', '.join(settings.prune)}")
+        raise LorashearError(
+            f"the model has no prunable group of the kinds {', '.join(settings.prune)}: "
+            "pass other kinds (--prune); lorashear groups lists all, and says why some may not go"
+        )
     known = knowledge.kept(run.source, contents, windows, settings, run.criterion) if windows else {}
     try:
         return compress(
@@ -79,7 +82,8 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
         )
     except Unreachable as error:
         raise LorashearError(
-            f"cannot remove {error.ratio:.2%} of the {settings.cost}: {error.largest:.2%} at most, held back by {error.limit}"
+            f"cannot remove {error.ratio:.2%} of the {settings.cost}: {error.largest:.2%} at most, held back by {error.limit}; "
+            "ask for less, or let more kinds go (--prune)"
         ) from error
 
 

@@ -108,7 +108,10 @@ def read(groups: Groups, report: Path) -> dict[str, Any]:
     for name, curve in found["groups"].items():
         group = groups.get(name)
         if group is None or curve["removed"] != _removed(group):
-            raise LorashearError(f"{path} is of another model: it has {name}, which is not in this one as it is there")
+            raise LorashearError(
+                f"{path} is of another model: it has {name}, which is not in this one as it is there; "
+                "give the model that was compiled"
+            )
     return found
 
 

@@ -24,7 +24,7 @@ def load(model: str | Path, *, revision: str | None = None) -> torch.nn.Module:
     """
     folder = checkpoint.resolve(model, revision)
     checkpoint.Checkpoint.open(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
 
 
 def working_copy(folder: Path, *, settings: Training, trust_remote_code: bool = False) -> torch.nn.Module:

@@ -76,7 +76,9 @@ class Plan:
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:
-                raise LorashearError(f"{name} has the format {content['format']}; this LoRAShear reads {FORMAT}")
+                raise LorashearError(
+                    f"{name} has the format {content['format']}; this LoRAShear reads {FORMAT}: make it anew, or take the version that made it"
+                )
             indices = cache(_indices)  # most tensors keep what others keep: once in memory is enough
             tensors = {
                 tensor: TensorCut(
@@ -100,7 +102,10 @@ class Plan:
                 changed=content["changed"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LorashearError(f"{name} is no LoRAShear plan: {type(error).__name__}: {error}") from error
+            missing = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            raise LorashearError(
+                f"{name} is no LoRAShear plan: {missing}; give the lorashear/plan.json of a result"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.to_json(), encoding="utf-8")
@@ -111,7 +116,10 @@ class Plan:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise LorashearError(f"no plan can be read from {path}: {error}") from error
+            said = (error.strerror or error) if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise LorashearError(
+                f"no plan can be read from {path}: {said}; give the lorashear/plan.json of a result"
+            ) from error
         return cls.from_json(text, str(path))
 
 

@@ -54,9 +54,11 @@ def prune(
     """
     models.check_kind(model)
     if not isinstance(model, torch.nn.Module):
-        from lorashear.disk.checkpoint import resolve
+        from lorashear.disk.checkpoint import Checkpoint, resolve
 
-        model = models.AutoModelForCausalLM.from_pretrained(resolve(model, revision), dtype="auto")
+        folder = resolve(model, revision)
+        Checkpoint.open(folder)  # or transformers would read weights that are pickled, too
+        model = models.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     assert isinstance(model, torch.nn.Module)
     config = getattr(model, "config", None)
     if not isinstance(removed, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]

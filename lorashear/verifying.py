@@ -34,7 +34,10 @@ def verify(model: str | Path, small: str | Path, *, revision: str | None = None)
     source, result = Checkpoint.open(resolve(model, revision)), Checkpoint.open(Path(small))
     plan = Plan.load(result.folder / "lorashear" / "plan.json")
     if plan.source != source.digest():
-        raise LorashearError(f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ")
+        raise LorashearError(
+            f"'{small}' was not made from '{model}': config, tensor names, dtypes or shapes differ; "
+            "give the model that it was pruned from, in the same revision"
+        )
     twin = models.twin_of(source.folder)
     groups = models.groups(twin)
     _plan(plan, lower(source, twin, groups, plan.removed, {}), result)
@@ -85,7 +88,7 @@ def _tensors(source: Checkpoint, result: Checkpoint, plan: Plan) -> list[str]:
 
 def _theorem(source: Checkpoint, groups: Groups, plan: Plan) -> str:
     """Zeroed equals removed, on the real weights in float32 and random tokens."""
-    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, trust_remote_code=False).eval()
     small = pruned(model, model.config, groups, plan.removed)
     pieces = vocabulary(model.config)
     tokens = torch.randint(0, pieces, (2, 64), generator=torch.Generator().manual_seed(0))

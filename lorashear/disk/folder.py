@@ -56,13 +56,15 @@ def wanted_slice(
     """
     if plan.source != source.digest():
         raise LorashearError(
-            f"the plan was made for another checkpoint than '{source.folder}': config, tensor names, dtypes or shapes differ"
+            f"the plan was made for another checkpoint than '{source.folder}': config, tensor names, dtypes or shapes differ; "
+            "give the model that it was made for, in the same revision"
         )
     if check_contents and not plan.contents:
         raise LorashearError("the plan has no hash of the weights that it was made for: leave --check-contents out")
     if check_contents and plan.contents != source.contents():
         raise LorashearError(
-            f"the plan was made for other weights than those in '{source.folder}': names and shapes agree, values differ"
+            f"the plan was made for other weights than those in '{source.folder}': names and shapes agree, values differ; "
+            "give those, or leave --check-contents out to cut these by it"
         )
     return Slice.of(source.apart(plan.stacks), plan.tensors, replace, shard_bytes, plan.names, merged)
 

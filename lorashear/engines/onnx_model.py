@@ -69,7 +69,9 @@ class Onnx:
 
         dtype = wish.dtype or self.dtypes[0]
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=DTYPES[dtype]).eval()
+            model = AutoModelForCausalLM.from_pretrained(
+                source.folder, dtype=DTYPES[dtype], trust_remote_code=False
+            ).eval()
         kept = cached(model)
         try:
             write_graph(model, kept, out / GRAPH, told)

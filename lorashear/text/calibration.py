@@ -202,7 +202,9 @@ def window_length(config: PreTrainedConfig, settings: Training) -> int:
     most = positions(config) or 512
     length = settings.context or min(most, 512)
     if length > most:
-        raise LorashearError(f"context is {length}, but the model's positions end at {most}")
+        raise LorashearError(
+            f"context is {length}, but the model's positions end at {most}: pass a smaller one (--context)"
+        )
     return length
 
 

@@ -68,7 +68,10 @@ def _read(file: Path) -> Content:
 def _check_widths(groups: Groups, widths: Mapping[str, Any], file: Path) -> None:
     for name, width in widths.items():
         if name not in groups or groups[name].axis.size != width["before"]:
-            raise LorashearError(f"{file} is of another model: it has {name}, which is not in this one as it is there")
+            raise LorashearError(
+                f"{file} is of another model: it has {name}, which is not in this one as it is there; "
+                "pass a report of the model that is shown"
+            )
 
 
 def _training(log: Path) -> Content:
