@@ -132,7 +132,7 @@ class Settings(Training):
     round_to: int = 1  # MLP and hidden widths are multiples of this
     target: str | None = None  # an engine, whose needs are met too: see `lorashear.engines.needs`
     tensor_parallel: int = 1  # devices that split each layer there
-    criterion: str | None = None  # by default obs with text, magnitude without
+    criterion: str | None = None  # by default obs with text, magnitude without; `compile` also takes a function
     compensate: bool = True  # refit by least squares where there is text
     unprunable_ratio: float | None = None  # share of the groups, those worth most, kept whole; per layer only, where by
     # default it is tried whether to keep those before the knee
@@ -177,7 +177,9 @@ class Settings(Training):
         if self.windows < 1:
             raise LorashearError(f"windows is {self.windows}; calibration needs 1 or more")
         if self.criterion is not None and self.criterion not in CRITERIA:
-            raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
+            raise LorashearError(
+                f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}, and in Python a function of your own"
+            )
         if self.tokens is None and not self.one_shot:
             raise LorashearError(
                 "nothing says whether to train: pass tokens (--tokens N), or one_shot=True (--one-shot) to do without"
