@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv browser page demo docs test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
+.PHONY: help .venv browser page pictures demo docs test test-deep test-llama-cpp test-mlx test-onnxruntime-genai test-openvino test-vllm check format wheel bench bench-apply bench-speed bench-training families round-trips study study-training study-forms study-recovery clean
 
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,6 +23,9 @@ browser:
 
 page:  ## build what `lorashear view` puts into its page from tools/page; needs npm
 	cd tools/page && npm ci --no-audit --no-fund && node build.mjs
+
+pictures: .venv/stamp browser  ## take the pictures of docs/pictures again; needs Chromium
+	$(BIN)/python tools/pictures.py
 
 demo: .venv/stamp  ## prune the shipped model and show what became of it
 	$(BIN)/python examples/01_demo.py

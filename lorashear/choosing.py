@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lorashear import knowledge
+from lorashear.config import CRITERIA, Settings
 from lorashear.disk.lora import Adapter
 from lorashear.disk.storage import Storage
 from lorashear.disk.stored import as_stored, take
@@ -21,6 +22,7 @@ from lorashear.run import Compilation
 from lorashear_ir.groups import Groups
 from lorashear_passes.allocate import Unreachable
 from lorashear_passes.oneshot import Outcome, compress
+from lorashear_passes.scores import Criterion, ScoreError, named
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,27 @@ class Choice:
     adapter: Path | None = None
     """What stands beside the dense model's weights before they are cut: what was trained, or what belongs to it."""
     record: dict[str, Any] | None = None
+
+
+def check_function(criterion: Criterion, settings: Settings) -> None:
+    """Whether structures can be ranked by a function.
+
+    Raises:
+        LorashearError: it has no name to be recorded by, or that of a criterion that there is, or the settings rule it out.
+    """
+    name = named(criterion)
+    if not name.isidentifier():
+        raise LorashearError(
+            f"criterion is a function called {name}, and results are known by its name: write it as a def"
+        )
+    if name in CRITERIA:
+        raise LorashearError(
+            f"criterion is a function called {name}, as a criterion of LoRAShear is: call it otherwise"
+        )
+    if settings.lhspg:
+        raise LorashearError(
+            f"criterion is the function {name}, which ranks the dense model once, and lhspg ranks again while it trains: leave one out"
+        )
 
 
 def choose(run: Compilation, groups: Groups, dense: Any, contents: str) -> Choice:
@@ -65,7 +88,9 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
             f"the model has no prunable group of the kinds {', '.join(settings.prune)}: "
             "pass other kinds (--prune); lorashear groups lists all, and says why some may not go"
         )
-    known = knowledge.kept(run.source, contents, windows, settings, run.criterion) if windows else {}
+    # What a function gave is not kept: the next one of its name may be another one.
+    keeps = run.function is None
+    known = knowledge.kept(run.source, contents, windows, settings, run.criterion) if windows and keeps else {}
     try:
         return compress(
             model,
@@ -80,6 +105,8 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
             measured=known,
             progress=run.stage.progress,
         )
+    except ScoreError as error:
+        raise LorashearError(str(error)) from error
     except Unreachable as error:
         raise LorashearError(
             f"cannot remove {error.ratio:.2%} of the {settings.cost}: {error.largest:.2%} at most, held back by {error.limit}; "

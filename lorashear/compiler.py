@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lorashear import adapters, amounts, goals, models, results
+from lorashear.choosing import check_function
 from lorashear.config import Settings
 from lorashear.cutting import prune, read
 from lorashear.disk import checkpoint
@@ -34,6 +35,7 @@ from lorashear.run import Compilation
 from lorashear.terminal.stages import Progress, Say, Stages
 from lorashear.text.calibration import GUARD_SHARE, read_windows
 from lorashear.text.subsets import Sources, Text, named, titles
+from lorashear_passes.scores import Criterion
 
 EMPTY: tuple[Any, ...] = ((), [], {})
 
@@ -81,6 +83,7 @@ def compile(
     progress: Progress | None = None,
     stepped: Callable[[Step], None] | None = None,
     report_to: Sequence[str] = (),
+    criterion: str | Criterion | None = None,
     **settings: Any,
 ) -> CompileResult:
     """Make a model smaller by ``ratio`` of its parameters, or of another ``cost``, and write it to the folder ``out``.
@@ -104,6 +107,8 @@ def compile(
         stepped: called with what each step of training did (`lorashear.learning.training.Step`), before ``progress`` is.
         report_to: trackers that get the same: "tensorboard" and others that accelerate knows, or "all" that are installed.
             TensorBoard's files go to ``runs`` beside the result (see `lorashear.learning.trackers`).
+        criterion: which structures go first, one of `lorashear.config.CRITERIA`, or a function of the dense model, the groups,
+            batches of the text and the seed, that gives scores by the name of each group (`lorashear_passes.scores.Criterion`).
         settings: see `lorashear.config.Settings`.
 
     Raises:
@@ -111,7 +116,12 @@ def compile(
     """
     if recipe is not None:
         own = {"model": model, "ratio": ratio, "out": out, "text": text, "instruct": instruct, "lora": lora}
-        own |= {"revision": revision, "trust_remote_code": trust_remote_code, "report_to": report_to}
+        own |= {
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "report_to": report_to,
+            "criterion": criterion,
+        }
         said = {
             name: each for name, each in own.items() if each is not None and each is not False and each not in EMPTY
         }
@@ -130,7 +140,10 @@ def compile(
     for name, read_amount in (("params", amounts.count), ("bytes", amounts.byte_count)):
         if settings.get(name) is not None:
             settings[name] = read_amount(settings[name], name)
-    wanted = Settings(ratio=ratio, **settings)
+    function = criterion if callable(criterion) else None
+    wanted = Settings(ratio=ratio, criterion=None if callable(criterion) else criterion, **settings)
+    if function is not None:
+        check_function(function, wanted)
     check_usable(wanted)
     trackers.check(report_to)
     if report_to and wanted.one_shot:
@@ -175,6 +188,7 @@ def compile(
                 revision=checkpoint.commit(folder) or revision,
                 lora=beside,
                 **{"trust-remote-code": trust_remote_code, "report-to": ",".join(report_to)},
+                **({} if function is None else {"criterion": None}),
             )
             run = Compilation(
                 source,
@@ -186,6 +200,7 @@ def compile(
                 processes=processes,
                 revision=revision,
                 given=given,
+                function=function,
             )
             return _compile(run, target, texts, told, overwrite, resume, estimated)
 
@@ -235,7 +250,7 @@ def _compile(
         run = replaced(run, windows=windows, texts=titles(texts))
     with resumable_folder(
         target,
-        job=run.job([source.digest(), given.all_contents], asked),
+        job=run.job([source.digest(), given.all_contents, *([run.criterion] if run.function else [])], asked),
         resume=resume,
         source=source.folder,
         overwrite=overwrite,

@@ -152,7 +152,7 @@ class Settings(Training):
     tensor_parallel: int = 1
     """Devices that split each layer there."""
     criterion: str | None = None
-    """What ranks structures; by default obs with text, magnitude without."""
+    """What ranks structures; by default obs with text, magnitude without; `compile` also takes a function."""
     compensate: bool = True
     """Refit what stays by least squares where there is text."""
     unprunable_ratio: float | None = None
@@ -204,7 +204,9 @@ class Settings(Training):
         if self.windows < 1:
             raise LorashearError(f"windows is {self.windows}; calibration needs 1 or more")
         if self.criterion is not None and self.criterion not in CRITERIA:
-            raise LorashearError(f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}")
+            raise LorashearError(
+                f"criterion is {self.criterion}; there are {', '.join(CRITERIA)}, and in Python a function of your own"
+            )
         if self.tokens is None and not self.one_shot:
             raise LorashearError(
                 "nothing says whether to train: pass tokens (--tokens N), or one_shot=True (--one-shot) to do without"

@@ -22,6 +22,7 @@ from lorashear.learning.snapshots import Snapshots
 from lorashear.loading import working_copy
 from lorashear.terminal.stages import Stages
 from lorashear.text.calibration import Windows, batches
+from lorashear_passes.scores import Criterion, named
 from lorashear_passes.surgery import Settings as Surgery
 from lorashear_passes.walk import Batch
 
@@ -134,6 +135,11 @@ class Compilation(Run):
     """What the text is called, without the folders of this machine."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """What was given beside the settings, for the recipe that repeats it."""
+    function: Criterion | None = None
+    """The criterion where it is a function; the process that ranks is the only one that has it."""
+
+    def together(self, function: Callable[..., T], *arguments: Any, **here: Any) -> T:
+        return super(Compilation, replace(self, function=None)).together(function, *arguments, **here)
 
     @property
     def recovers(self) -> bool:
@@ -144,12 +150,14 @@ class Compilation(Run):
     @property
     def criterion(self) -> str:
         """By which structures are ranked."""
+        if self.function is not None:
+            return named(self.function)
         return self.settings.criterion or ("obs" if self.windows is not None else "magnitude")
 
     @property
     def surgery(self) -> Surgery:
         """How structures are ranked, and the rest refitted."""
-        return Surgery(self.criterion, self.settings.compensate, seed=self.settings.seed)
+        return Surgery(self.function or self.criterion, self.settings.compensate, seed=self.settings.seed)
 
 
 def _called(processes: Processes, function: Callable[..., Any], run: Run, arguments: tuple[Any, ...]) -> None:

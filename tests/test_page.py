@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from lorashear import models
 from lorashear.viewer.content import content
 from lorashear.viewer.page import BUILT, page
 from lorashear_ir.groups import Groups
+from tools.pictures import PICTURES
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
@@ -375,3 +377,13 @@ def test_what_is_built_is_built_of_these_sources(tmp_path: Path) -> None:
     subprocess.run(["node", "build.mjs", str(tmp_path)], cwd=SOURCES, check=True)
     for each in sorted(BUILT.iterdir()):
         assert (tmp_path / each.name).read_text() == each.read_text(), f"{each.name} is old: make page"
+
+
+def test_the_pictures_of_the_documents_are_small_and_told_in_words() -> None:
+    held = {path.stem: path for path in (ROOT / "docs" / "pictures").glob("*.png")}
+    assert held.keys() == PICTURES.keys()
+    assert all(path.stat().st_size < 200_000 for path in held.values())
+    said = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    for name in PICTURES:
+        [words] = re.findall(rf"!\[(.*)\]\(pictures/{name}\.png\)\n\n\S", said)
+        assert len(words) > 40

@@ -46,7 +46,8 @@ class Recipe:
         """Raises LorashearError where something that the recipe cannot name is not ``given``."""
         for name in self.unnamed:
             if name not in given:
-                how = "as the first argument" if name == "model" else f"(--{name} FILE)"
+                how = {"model": "as the first argument", "criterion": "in Python, or another one (--criterion NAME)"}
+                how = how.get(name, f"(--{name} FILE)")
                 raise LorashearError(
                     f"{self.place}: {name} was given in memory, so that no recipe can name it: pass {name} {how}"
                 )

@@ -32,7 +32,8 @@ def given(model: Any, text: Any, instruct: Any, **more: Any) -> dict[str, Any]:
 
 def write(folder: Path, said: Mapping[str, Any], settings: Settings, report: Mapping[str, Any]) -> None:
     """Into a result: what was ``given``, and all settings, those too that the run found itself and ``report`` has."""
-    settings = replace(settings, criterion=report["criterion"], distill=report["settings"]["distill"])
+    criterion = None if "criterion" in said else report["criterion"]  # no file can name a function
+    settings = replace(settings, criterion=criterion, distill=report["settings"]["distill"])
     (folder / RECORD).write_text(content({**said, **_words(settings)}), encoding="utf-8")
 
 
@@ -41,7 +42,7 @@ def content(values: Mapping[str, Any]) -> str:
     known = words()
     order = [*FIRST, *(name for name in known if name not in FIRST)]
     rest = [name for name in order if name in values and name not in FIRST]
-    same = [name for name in rest if values[name] == known[name].default]
+    same = [name for name in rest if values[name] is not None and values[name] == known[name].default]
     lines = [_line(name, values[name]) for name in FIRST if name in values]
     lines += [_line(name, values[name]) for name in rest if name not in same]
     lines += ["# As by default in this version:\n", *(_line(name, values[name]) for name in same)]

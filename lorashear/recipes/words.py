@@ -28,7 +28,7 @@ AMOUNTS = ("params", "bytes", "shard-size", "save-every")
 """Words whose flag is text with a unit, and may be a number without one."""
 SUBSETS = "text"
 """The word that may have a mapping of names to files."""
-NAMED = ("model", "text", "instruct")
+NAMED = ("model", "text", "instruct", "criterion")
 """Words of what may have been given in memory, where a recipe cannot name it."""
 
 

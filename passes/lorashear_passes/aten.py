@@ -60,8 +60,13 @@ def made(name: str, result: Any) -> tuple[Value, ...]:
 
 
 def op_name(target: Any) -> str:
+    """An operator's name without namespace and overload; one that only shares PyTorch's name for another keeps its namespace."""
     packet = getattr(target, "overloadpacket", None)
-    return packet.__name__ if packet is not None else getattr(target, "__name__", str(target))
+    if packet is None:
+        return getattr(target, "__name__", str(target))
+    if target.namespace != "aten" and hasattr(torch.ops.aten, packet.__name__):
+        return f"{target.namespace}_{packet.__name__}"
+    return packet.__name__
 
 
 def folds(op: str, before: Any, after: Any) -> bool:

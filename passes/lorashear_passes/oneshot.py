@@ -68,11 +68,12 @@ def compress(
 
     ``groups`` are those that may lose structures. ``batches`` are keyword arguments of the model's forward (``input_ids``
     ``[batch, length]``, ``attention_mask`` if padded, ``use_cache=False``), on its device; None: rank by magnitude, equal
-    shares, no refit. ``heldout``, of the same form, chooses between splits; without it shares are equal. ``widths`` gives
-    the split instead (``ratio`` is then not looked at). ``unprunable`` is the share of groups that stay whole
+    shares, no refit (a random criterion or a function stays what it is). ``heldout``, of the same form, chooses between
+    splits; without it shares are equal. ``widths`` gives the split instead (``ratio`` is then not looked at). ``unprunable`` is the share of groups that stay whole
     (`Budget.unprunable`). ``measured`` holds what is known of each group alone and of splits, on this text, and takes what is found.
 
-    The same input gives the same outcome. Raises ``Unreachable`` (see `allocate`).
+    The same input gives the same outcome. Raises ``Unreachable`` (see `allocate`), and ``ScoreError`` where a function is the
+    criterion and gives no scores.
     """
     settings = settings or Settings()
     progress = progress or (lambda *_: None)
@@ -81,7 +82,8 @@ def compress(
     equal = dict(widths) if widths is not None else budget.widths(splits.equal_shares(chosen))
     seconds: dict[str, float] = {}
     if not batches:
-        criterion = "random" if settings.criterion == "random" else "magnitude"
+        own = settings.criterion == "random" or callable(settings.criterion)
+        criterion = settings.criterion if own else "magnitude"
         surgeon = Surgeon(model, chosen, replace(settings, compensate=False, criterion=criterion))
         return Outcome(surgeon.blind(equal), {}, Split(equal, "equal shares", {}), seconds)
     known = measured if measured is not None else {}

@@ -1,7 +1,8 @@
 """Ranks that need text and that one look at the dense model settles: from gradients, and from how inputs fluctuate.
 
 Each function gives a score for every structure of every group, ``[structures]`` in float64 on the CPU, the lowest to go
-first. Optimal brain surgeon and Wanda are no such ranks: they depend on what was pruned before (`surgery.py`).
+first. Optimal brain surgeon and Wanda are no such ranks: they depend on what was pruned before (`surgery.py`). A criterion
+from elsewhere is one (`Criterion`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,32 @@ from . import saliency
 from .allocate import GroupLike
 from .walk import Batch, consumers, token_loss
 
-__all__ = ["FROM_TEXT", "fluctuation", "lora_gradient", "magnitude", "owned", "taylor"]
+__all__ = [
+    "FROM_TEXT",
+    "Criterion",
+    "ScoreError",
+    "by_function",
+    "fluctuation",
+    "lora_gradient",
+    "magnitude",
+    "named",
+    "owned",
+    "taylor",
+]
 
 RANK = 16
 """Of the random adapter that `lora_gradient` looks through."""
 
 Groups = Mapping[str, GroupLike]
 Scores = dict[str, Tensor]
+
+Criterion = Callable[[nn.Module, Groups, Sequence[Batch], int], Mapping[str, Any]]
+"""What gives a score for every structure of each of the groups, the lowest to go first: of the dense model, which it leaves as it
+was, on some batches (none without text), drawing what it draws by the seed."""
+
+
+class ScoreError(ValueError):
+    """What a function gave are no scores of the groups; says of which group, and why."""
 
 
 def magnitude(model: nn.Module, groups: Groups) -> Scores:
@@ -138,7 +158,39 @@ def fluctuation(model: nn.Module, groups: Groups, batches: Sequence[Batch], seed
     return result
 
 
-FROM_TEXT = {"taylor": taylor, "lora": lora_gradient, "flap": fluctuation}
+FROM_TEXT: dict[str, Criterion] = {"taylor": taylor, "lora": lora_gradient, "flap": fluctuation}
+
+
+def named(criterion: Criterion) -> str:
+    """What a function is called."""
+    return getattr(criterion, "__name__", type(criterion).__name__)
+
+
+def by_function(criterion: Criterion, model: nn.Module, groups: Groups, batches: Sequence[Batch], seed: int) -> Scores:
+    """The scores that a function from elsewhere gives.
+
+    Raises:
+        ScoreError: it gives none for a group, too few or too many, or one that is no finite number.
+    """
+    who, found = f"criterion {named(criterion)}", criterion(model, groups, batches, seed)
+    if not isinstance(found, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ScoreError(f"{who} gives a {type(found).__name__}; it is a mapping of scores by the name of each group")
+    result: Scores = {}
+    for name, group in groups.items():
+        if name not in found:
+            raise ScoreError(f"{who} gives no scores for {name}; each group that it is asked about needs them")
+        try:
+            scores = torch.as_tensor(found[name]).detach().to("cpu", torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ScoreError(f"{who} gives no numbers for {name}: {error}") from error
+        if scores.shape != (group.size,):
+            raise ScoreError(
+                f"{who} gives scores of shape {list(scores.shape)} for {name}; it has {group.size} structures, a score each"
+            )
+        if not bool(scores.isfinite().all()):
+            raise ScoreError(f"{who} gives a score for {name} that is no finite number")
+        result[name] = scores
+    return result
 
 
 def owned(group: GroupLike, parameter: str, dim: int) -> Tensor:

@@ -9,6 +9,7 @@ the same as one that is not there, so only consumers change. Hidden channels, an
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from . import saliency, scores
 from .allocate import GroupLike
 from .compensate import compensate
-from .scores import owned
+from .scores import Criterion, owned
 from .walk import Batch, Stage, Walk, chained, consumers, swapped
 
 __all__ = ["Measured", "Progress", "Settings", "Surgeon", "levels", "units"]
@@ -34,8 +35,8 @@ loss of a split that was tried. Two spaces are in no name of a consumer and a gr
 class Settings:
     """How to rank and refit; the defaults are what ``tools/study_criteria.py`` measured best."""
 
-    criterion: str = "obs"
-    """One of ``CRITERIA``: which structures of a group go first."""
+    criterion: str | Criterion = "obs"
+    """One of ``CRITERIA``, or a function: which structures of a group go first."""
     compensate: bool = True
     """Refit the consumers by least squares."""
     target: str = "own"
@@ -46,7 +47,7 @@ class Settings:
     """Of the random criterion, and of the adapter that lora looks through."""
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
+        if not callable(self.criterion) and self.criterion not in CRITERIA:
             raise ValueError(f"criterion {self.criterion!r} is none of {', '.join(CRITERIA)}")
 
 
@@ -85,6 +86,8 @@ class Surgeon:
                 name: saliency.random_scores(group.size, saliency.drawing(settings.seed, name))
                 for name, group in chosen.items()
             }
+        elif callable(settings.criterion) and not batches:
+            self.static = scores.by_function(settings.criterion, model, chosen, batches, settings.seed)
         if batches:
             self._rank(batches)
 
@@ -242,7 +245,8 @@ class Surgeon:
         return weight * kept.to(weight.device)
 
     def _rank(self, batches: Sequence[Batch]) -> None:
-        rank = scores.FROM_TEXT.get(self.settings.criterion)
+        criterion = self.settings.criterion
+        rank = partial(scores.by_function, criterion) if callable(criterion) else scores.FROM_TEXT.get(criterion)
         if rank:
             self.static = self._scores(
                 self.chosen, lambda missing: rank(self.model, missing, batches, self.settings.seed)

@@ -6,7 +6,7 @@
     reduce      sums, means, softmax, norms
     index       look-ups, choices, scatters, index ranges and constant fills
 
-An operator without a row freezes all that it touches, and is named.
+An operator without a row freezes all that it touches, and is named. `register` gives one a row for this process.
 """
 
 from lorashear_ir.ops import contract, index, move, pointwise, reduce
@@ -14,4 +14,20 @@ from lorashear_ir.ops.base import Dims, Row, Typing, where
 
 TABLE: dict[str, Row] = {**pointwise.ROWS, **contract.ROWS, **move.ROWS, **reduce.ROWS, **index.ROWS}
 
-__all__ = ["TABLE", "Dims", "Row", "Typing", "where"]
+
+def register(op: str, row: Row) -> None:
+    """Give an operator that has no row one, for as long as this process lives.
+
+    Args:
+        op: its name as `lorashear.trace` prints it, without namespace and overload: ``soft_cap`` of ``mine::soft_cap``.
+        row: what is then believed of it; nothing checks that but a test that zeroed equals sliced.
+
+    Raises:
+        ValueError: there is a row for this name already.
+    """
+    if op in TABLE:
+        raise ValueError(f"the operator {op} has a row in lorashear_ir.ops.TABLE already: give yours another name")
+    TABLE[op] = row
+
+
+__all__ = ["TABLE", "Dims", "Row", "Typing", "register", "where"]

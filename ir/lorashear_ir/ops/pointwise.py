@@ -220,6 +220,11 @@ def _gate_type(node: Node, t: Typing) -> list[Dims]:
     return [(*dims[: along % len(dims)], first, *dims[along % len(dims) + 1 :])]
 
 
+def row(*, keeps_zero: bool) -> Row:
+    """The row of a function of single elements of its first operand: ``keeps_zero`` says whether f(0) = 0."""
+    return Row(type_, _keeps if keeps_zero else _not)
+
+
 Rule = Callable[[Node, Zeros], list[Zero]]
 
 
