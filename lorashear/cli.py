@@ -328,10 +328,12 @@ def compile_(
     closing.finish(result.report, out, as_json=as_json, quiet=quiet)
 
 
-@app.command(**about("recover"))
+@app.command(**about("recover", Repeatable))
 def recover(
+    context_: typer.Context,
     folder: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
     out: Out,
+    recipe: Recipe = None,
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -387,7 +389,7 @@ def recover(
         result = recover(
             folder,
             out,
-            text=list(text or ()),
+            text=texts(context_, text),
             instruct=list(instruct or ()),
             tokens=tokens,
             dense=dense,
