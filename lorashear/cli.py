@@ -17,7 +17,7 @@ from lorashear.engines.needs import NEEDS
 from lorashear.errors import Fault, LorashearError
 from lorashear.evaluation.command import eval_
 from lorashear.learning import launched
-from lorashear.recipes.command import Recipe, Repeatable, recipe, texts
+from lorashear.recipes.command import Recipe, RecipeOfRecover, Repeatable, recipe, texts
 from lorashear.terminal import closing, completing, stopping
 from lorashear.terminal.environment import env
 from lorashear.terminal.options import (
@@ -333,7 +333,7 @@ def recover(
     context_: typer.Context,
     folder: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
     out: Out,
-    recipe: Recipe = None,
+    recipe: RecipeOfRecover = None,
     tokens: Annotated[
         int | None,
         typer.Option(

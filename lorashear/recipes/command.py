@@ -31,6 +31,14 @@ Recipe = Annotated[
         rich_help_panel=FILES,
     ),
 ]
+RecipeOfRecover = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="a YAML file with these words and verb: recover, such as lorashear/recipe.yaml of a result of recover",
+        rich_help_panel=FILES,
+    ),
+]
 
 
 class Repeatable(Grouped):
