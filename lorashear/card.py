@@ -16,6 +16,8 @@ from lorashear.engines.exporter import refusals
 from lorashear.engines.llama import Llama
 from lorashear.errors import LorashearError
 from lorashear.plans import Plan
+from lorashear.recipes import record
+from lorashear.recipes.words import COMPILE, VERB
 
 INHERITED = ("license", "license_name", "license_link", "language")
 """What a card's front matter says of a model that is true of what is made from it."""
@@ -26,6 +28,10 @@ model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
 tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
 ```"""
 WITH_ADAPTER = 'model = PeftModel.from_pretrained(model, "{name}/adapter")\n```'
+RECIPE = """`lorashear {verb} --recipe {file} --out DIR` repeats {what}. That file says, beside what is as by default:
+
+```yaml
+{content}```"""
 EXPORTED = {
     "gguf": ("llama.cpp", "lorashear export {name} --to gguf --out {name}.gguf && llama-cli -m {name}.gguf"),
     "onnx": ("ONNX Runtime and onnxruntime-genai", "lorashear export {name} --to onnx --out {name}-onnx"),
@@ -53,9 +59,22 @@ def card(content: Mapping[str, Any], plan: Plan, folder: Path) -> str:
     """
     digest = sha256((folder / "lorashear" / "plan.json").read_bytes()).hexdigest()
     return (
-        f"---\n{_front(content)}---\n{report.card(content, plan.route)}\n## Use it\n\n{_uses(plan, folder)}\n\n"
+        f"---\n{_front(content)}---\n{report.card(content, plan.route)}\n{_recipes(folder)}"
+        f"## Use it\n\n{_uses(plan, folder)}\n\n"
         f"`lorashear/plan.json` has the SHA-256 `{digest}`.\n"
     )
+
+
+def _recipes(folder: Path) -> str:
+    """What makes it again, step by step; nothing where no recipe lies there."""
+    steps = record.steps(folder)
+    said: list[str] = []
+    for number, path in enumerate(steps, 1):
+        text = record.essential(path.read_text(encoding="utf-8"))
+        verb = (yaml.safe_load(text) or {}).get(VERB, COMPILE)
+        what = "the run" if len(steps) == 1 else f"step {number} of {len(steps)}"
+        said.append(RECIPE.format(verb=verb, file=path.relative_to(folder), what=what, content=text))
+    return "## Recipe\n\n" + "\n\n".join(said) + "\n\n" if said else ""
 
 
 def _front(content: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from lorashear.engines.needs import NEEDS
 from lorashear.errors import Fault, LorashearError
 from lorashear.evaluation.command import eval_
 from lorashear.learning import launched
-from lorashear.recipes.command import Recipe, Repeatable, recipe, texts
+from lorashear.recipes.command import Recipe, RecipeOfRecover, Repeatable, recipe, texts
 from lorashear.terminal import closing, completing, stopping
 from lorashear.terminal.environment import env
 from lorashear.terminal.options import (
@@ -328,10 +328,12 @@ def compile_(
     closing.finish(result.report, out, as_json=as_json, quiet=quiet)
 
 
-@app.command(**about("recover"))
+@app.command(**about("recover", Repeatable))
 def recover(
+    context_: typer.Context,
     folder: Annotated[Path, typer.Argument(help="a folder that LoRAShear wrote")],
     out: Out,
+    recipe: RecipeOfRecover = None,
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -387,7 +389,7 @@ def recover(
         result = recover(
             folder,
             out,
-            text=list(text or ()),
+            text=texts(context_, text),
             instruct=list(instruct or ()),
             tokens=tokens,
             dense=dense,

@@ -30,14 +30,13 @@ from lorashear.learning.training import Step
 from lorashear.loading import check_usable, load
 from lorashear.plans import Plan
 from lorashear.recipes import record
-from lorashear.recipes.reading import filled
+from lorashear.recipes.reading import filled, own_arguments
+from lorashear.recipes.words import COMPILE
 from lorashear.run import Compilation
 from lorashear.terminal.stages import Progress, Say, Stages
 from lorashear.text.calibration import GUARD_SHARE, read_windows
 from lorashear.text.subsets import Sources, Text, named, titles
 from lorashear_passes.scores import Criterion
-
-EMPTY: tuple[Any, ...] = ((), [], {})
 
 
 @dataclass(frozen=True)
@@ -115,18 +114,15 @@ def compile(
         LorashearError: the request or the input is wrong, or the ratio is out of reach.
     """
     if recipe is not None:
-        own = {"model": model, "ratio": ratio, "out": out, "text": text, "instruct": instruct, "lora": lora}
-        own |= {
+        own = {
             "revision": revision,
             "trust_remote_code": trust_remote_code,
             "report_to": report_to,
             "criterion": criterion,
         }
-        said = {
-            name: each for name, each in own.items() if each is not None and each is not False and each not in EMPTY
-        }
+        said = own_arguments(model=model, ratio=ratio, out=out, text=text, instruct=instruct, lora=lora, **own)
         return compile(
-            **filled(recipe, {**said, **settings}),
+            **filled(recipe, COMPILE, {**said, **settings}),
             tokenizer=tokenizer,
             overwrite=overwrite,
             resume=resume,
@@ -182,12 +178,13 @@ def compile(
         with trackers.Trackers(report_to, target) as reported:
             stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
             given = record.given(
-                model,
                 text,
                 instruct,
+                model=model,
                 revision=checkpoint.commit(folder) or revision,
                 lora=beside,
-                **{"trust-remote-code": trust_remote_code, "report-to": ",".join(report_to)},
+                trust_remote_code=trust_remote_code,
+                report_to=",".join(report_to),
                 **({} if function is None else {"criterion": None}),
             )
             run = Compilation(
@@ -270,7 +267,8 @@ def _compile(
             if wrong and not journal.position("training"):
                 journal.positions.clear()  # another try would come to the same
             raise
-        record.write(folder, run.given, wanted, results.read(folder)[1])
+        record.write(folder, run.given, wanted, results.read(folder)[1], COMPILE)
+        results.write_card(folder)
         shutil.rmtree(run.work, ignore_errors=True)
     return CompileResult(target, *results.read(target))
 

@@ -88,7 +88,7 @@ def prune(run: Compilation, twin: PreTrainedModel, given: Given, folder: Path) -
     with stage("evaluate"):
         judged["after"] = run.judged(run.pruned(folder)) if run.windows else None
     with stage("report"):
-        results.write(results.content(run, storage, groups, counted, choice, plan, folder, judged), plan, folder)
+        results.write(results.content(run, storage, groups, counted, choice, plan, folder, judged), folder)
         try:
             result.write(run.name, twin, groups, plan.removed, folder)
         except Exception as error:  # hours of work are worth more than a page to look at

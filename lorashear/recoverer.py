@@ -28,20 +28,24 @@ from lorashear.learning.recovery import recover as recover_run
 from lorashear.learning.training import Step
 from lorashear.loading import check_usable
 from lorashear.plans import Plan
+from lorashear.recipes import record
+from lorashear.recipes.reading import filled, own_arguments
+from lorashear.recipes.words import RECOVER
 from lorashear.run import Run
 from lorashear.terminal.stages import Progress, Say, Stages
 from lorashear.text.calibration import read_tokenizer, read_windows
 from lorashear.text.data import tokens_in
-from lorashear.text.subsets import Source, Text, named
+from lorashear.text.subsets import Source, Text, named, titles
 
 MOST = 10_000_000
 """Tokens to train on where nobody says how many."""
 
 
 def recover(
-    folder: str | Path,
-    out: str | Path,
+    folder: str | Path | None = None,
+    out: str | Path | None = None,
     *,
+    recipe: str | Path | None = None,
     text: Text = (),
     instruct: Sequence[Source] | Source = (),
     tokens: int | None = None,
@@ -63,6 +67,8 @@ def recover(
 
     Args:
         folder: the pruned model; an adapter that lies beside it is what goes on training.
+        out: the result folder.
+        recipe: the YAML file of a recipe of recover, in the words of its flags. Arguments win, as in `lorashear.compile`.
         text: as of `lorashear.compile`; this or ``instruct`` at least.
         instruct: as of `lorashear.compile`.
         tokens: to train on in all; by default as many as there are, but no more than `MOST`.
@@ -82,6 +88,20 @@ def recover(
     Raises:
         LorashearError: the request or the input is wrong, or the loss stops being a number.
     """
+    if recipe is not None:
+        own = {"revision": revision, "trust_remote_code": trust_remote_code, "report_to": report_to, "tokens": tokens}
+        said = own_arguments(folder=folder, out=out, text=text, instruct=instruct, dense=dense, lora=lora, **own)
+        return recover(
+            **filled(recipe, RECOVER, {**said, **settings}),
+            overwrite=overwrite,
+            resume=resume,
+            say=say,
+            progress=progress,
+            stepped=stepped,
+        )
+    for name, each in (("folder", folder), ("out", out)):
+        if each is None:
+            raise LorashearError(f"nothing says which {name}: pass {name}, or a recipe that names one")
     wanted = Training(tokens=MOST if tokens is None else tokens, **settings)
     check_usable(wanted)
     trackers.check(report_to)
@@ -90,7 +110,7 @@ def recover(
         raise LorashearError(
             "recovery needs something to train on: pass text (--text FILE) or instruct (--instruct FILE)"
         )
-    pruned, target = Path(folder), Path(out)
+    pruned, target = Path(folder or ""), Path(out or "")
     processes = Processes(wanted.device)
     if not processes.main:
         processes.follow()
@@ -113,7 +133,27 @@ def recover(
             wanted = fitting.settled(wanted, estimate, say)
         stages = Stages(say, progress, told=(stepped, reported) if stepped else (reported,))
         own = Path(lora) if lora is not None else None
-        run = Run(found, name, wanted, stages, trust_remote_code, own, processes=processes, why=why)
+        given = record.given(
+            text,
+            instruct,
+            folder=folder,
+            lora=lora,
+            trust_remote_code=trust_remote_code,
+            report_to=",".join(report_to),
+            **_known_as(found, dense, revision, report),
+        )
+        run = Run(
+            found,
+            name,
+            wanted,
+            stages,
+            trust_remote_code,
+            own,
+            processes=processes,
+            why=why,
+            texts=titles(texts),
+            given=given,
+        )
         if why and say:
             say(why)
         with stages("read"):
@@ -137,6 +177,10 @@ def recover(
                 judged = {"before": run.judged(run.dense()) if found else None, "after": run.judged(run.pruned(pruned))}
             before = {**report, "perplexity": results.perplexities(run, judged)}
             recover_run(run, pruned, place, before)
+            record.keep(pruned, place)
+            # where nobody has said how many tokens, the same text has the same again
+            record.write(place, given, replace(asked, tokens=tokens), results.read(place)[1], RECOVER)
+            results.write_card(place)
             shutil.rmtree(run.work, ignore_errors=True)
     return CompileResult(target, *results.read(target))
 
@@ -164,6 +208,17 @@ def _dense(
         size = f"{found.bytes / 1e9:.1f} GB, {there / 1e9:.1f} GB of memory are free"
         return None, f"{name}, the dense model, has {size}, and {ALIKE}"
     return found, ""
+
+
+def _known_as(
+    found: Checkpoint | None, dense: str | Path | None, revision: str | None, report: dict[str, Any]
+) -> dict[str, str | Path | None]:
+    """The dense model in a recipe, those too that nobody has named: one of a hub by its commit, and none as none."""
+    if found is None:
+        return {"dense": "none"}
+    if dense is None:
+        dense, revision = str(report["model"]), revision or report.get("revision")
+    return {"dense": dense, "revision": checkpoint.commit(found.folder) or revision}
 
 
 def _estimates(

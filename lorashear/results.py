@@ -95,6 +95,7 @@ def recovered(
     training = {**how, **{name: sum(each.get(name, 0) for each in done) for name in ("steps", "tokens")}}
     return {
         **before,
+        "text": list(dict.fromkeys([*(before.get("text") or ()), *run.texts])),
         "changed": sorted(plan.changed),
         "perplexity": perplexity,
         "training": training,
@@ -105,10 +106,15 @@ def recovered(
     }
 
 
-def write(content: Mapping[str, Any], plan: Plan, folder: Path) -> None:
-    """The report and the card of a result."""
-    (folder / CARD_FILE).write_text(card.card(content, plan, folder), encoding="utf-8")
+def write(content: Mapping[str, Any], folder: Path) -> None:
+    """The report of a result."""
     write_json(folder / REPORT, content)
+
+
+def write_card(folder: Path) -> None:
+    """The card of a result that has all else: it shows what the report and the recipes say."""
+    plan, content = read(folder)
+    (folder / CARD_FILE).write_text(card.card(content, plan, folder), encoding="utf-8")
 
 
 def read(folder: Path) -> tuple[Plan, dict[str, Any]]:

@@ -48,6 +48,10 @@ class Run:
     processes: Processes = field(default_factory=Processes)
     why: str = ""
     """There is no dense model, and what is done instead."""
+    texts: tuple[str, ...] = ()
+    """What the text is called, without the folders of this machine."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What was given beside the settings, for the recipe that repeats it."""
 
     def together(self, function: Callable[..., T], *arguments: Any, **here: Any) -> T:
         """Call a function of a run in all processes at once, each with its own `Run`; what it gives here.
@@ -131,10 +135,6 @@ class Compilation(Run):
     settings: Settings
     revision: str | None = None
     """Of a hub id, as asked for."""
-    texts: tuple[str, ...] = ()
-    """What the text is called, without the folders of this machine."""
-    given: Mapping[str, Any] = field(default_factory=dict)
-    """What was given beside the settings, for the recipe that repeats it."""
     function: Criterion | None = None
     """The criterion where it is a function; the process that ranks is the only one that has it."""
 

@@ -38,7 +38,7 @@ ALIKE = "nothing says what a subset of the text has lost: all are drawn alike, a
 
 
 def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> None:
-    """Train a pruned result on the text of a run, and write what it becomes, with plan, report and card, into ``folder``.
+    """Train a pruned result on the text of a run, and write what it becomes, with plan and report, into ``folder``.
 
     ``before`` is the report of the result as it is.
 
@@ -59,7 +59,7 @@ def recover(run: Run, pruned: Path, folder: Path, before: Mapping[str, Any]) -> 
     with stage("evaluate"):
         after = run.judged(run.pruned(folder))
     recovery_curves.keep(record, folder / "lorashear")
-    results.write(results.recovered(before, run, plan, record, after), plan, folder)
+    results.write(results.recovered(before, run, plan, record, after), folder)
     result.renew(pruned, folder)
 
 

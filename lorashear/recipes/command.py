@@ -1,4 +1,4 @@
-"""`lorashear recipe`, and how `lorashear compile` takes one: the verbs of the command line."""
+"""`lorashear recipe`, and how `lorashear compile` and `recover` take one: the verbs of the command line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import typer
 
 from lorashear.recipes import reading
 from lorashear.recipes.schema import schema as schema_of
-from lorashear.recipes.words import SUBSETS, words
+from lorashear.recipes.words import COMPILE, RECOVER, SUBSETS, words
 from lorashear.terminal.options import FILES
 from lorashear.terminal.verbs import Grouped
 
-recipe = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Settings of compile that have a name.")
+recipe = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, help="Settings of compile or recover in a file."
+)
+SOURCE = {COMPILE: "model", RECOVER: "folder"}
+"""What each verb works on."""
 NAMED_SUBSETS = "named subsets"
 """Where a recipe's mapping of text lies beside the defaults: no flag can say it."""
 
@@ -27,6 +31,14 @@ Recipe = Annotated[
         rich_help_panel=FILES,
     ),
 ]
+RecipeOfRecover = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="a YAML file with these words and verb: recover, such as lorashear/recipe.yaml of a result of recover",
+        rich_help_panel=FILES,
+    ),
+]
 
 
 class Repeatable(Grouped):
@@ -34,7 +46,8 @@ class Repeatable(Grouped):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._words = {word.parameter: name for name, word in words().items()}
+        self._verb = self.name or COMPILE
+        self._words = {word.parameter: name for name, word in words(self._verb).items()}
         for option in self.params:
             flag = getattr(option, "is_flag", False) and option.name in self._words
             if flag and not option.secondary_opts:  # or what a recipe says could not be taken back
@@ -44,8 +57,8 @@ class Repeatable(Grouped):
         parsed: Mapping[str, Any] = self.make_parser(ctx).parse_args(args=list(args))[0]
         if parsed.get("recipe"):
             given = {self._words[name]: value for name, value in parsed.items() if name in self._words and _said(value)}
-            found = reading.read(parsed["recipe"]).beside(given)
-            ctx.default_map = {words()[name].parameter: value for name, value in found.items()}
+            found = reading.read(parsed["recipe"], self._verb).beside(given)
+            ctx.default_map = {words(self._verb)[name].parameter: value for name, value in found.items()}
             if isinstance(found.get(SUBSETS), Mapping):
                 ctx.default_map[NAMED_SUBSETS] = ctx.default_map.pop(SUBSETS)
         return super().parse_args(ctx, args)
@@ -81,10 +94,10 @@ def validate(file: Annotated[Path, typer.Argument(help="a recipe's file, or the 
     """Check every word and value of a recipe."""
     found = reading.read(file)
     found.check_named()
-    left = [name for name in ("model", "text", "out") if name not in found.values]
-    if not any(name in found.values for name in reading.AMOUNT):
+    left = [name for name in (SOURCE[found.verb], "text", "out") if name not in found.values]
+    if found.verb == COMPILE and not any(name in found.values for name in reading.AMOUNT):
         left.insert(0, "ratio")
-    if not {"tokens", "one-shot"} & {name for name, value in found.values.items() if value}:
+    if found.verb == COMPILE and not {"tokens", "one-shot"} & {name for name, value in found.values.items() if value}:
         left.append("tokens or one-shot")
     print(f"{file}: {len(found.values)} words, all valid{'; leaves to flags: ' + ', '.join(left) if left else ''}")
 

@@ -1,4 +1,4 @@
-"""Recipes: the words of `lorashear compile` in a YAML file, so that a run can be named, kept, shared and repeated."""
+"""Recipes: the words of a verb in a YAML file, so that a run can be named, kept, shared and repeated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,21 @@ from typing import Any
 import yaml
 
 from lorashear import amounts
-from lorashear.config import Settings
 from lorashear.errors import LorashearError
-from lorashear.recipes.words import AMOUNTS, LISTS, NAMED, OF_ONE_CALL, SUBSETS, Word, flags, spelled, words
+from lorashear.recipes.words import (
+    AMOUNTS,
+    COMPILE,
+    LISTS,
+    NAMED,
+    OF_ONE_CALL,
+    SUBSETS,
+    VERB,
+    VERBS,
+    Word,
+    flags,
+    spelled,
+    words,
+)
 from lorashear.text.subsets import named
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -31,16 +43,18 @@ GIVES_WAY = {
 }
 """What a recipe says and a flag contradicts: the flag wins, although it has another name."""
 WHAT = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+EMPTY: tuple[Any, ...] = ((), [], {})
 NUMBER = re.compile(r"[-+]?(\d[\d_]*)?\.?\d*([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a file says, by word, as `lorashear compile` has it from a command line; ``unnamed`` was given in memory."""
+    """What a file says, by word, as its ``verb`` has it from a command line; ``unnamed`` was given in memory."""
 
     place: str
     values: Mapping[str, Any]
     unnamed: tuple[str, ...] = ()
+    verb: str = COMPILE
 
     def check_named(self, given: Collection[str] = ()) -> None:
         """Raises LorashearError where something that the recipe cannot name is not ``given``."""
@@ -86,33 +100,42 @@ def find(recipe: str | Path) -> Path:
     raise LorashearError(f"there is no recipe '{recipe}', neither a file nor one that ships; {said}")
 
 
-def read(recipe: str | Path) -> Recipe:
+def read(recipe: str | Path, verb: str | None = None) -> Recipe:
     """A recipe, checked word by word.
 
+    Args:
+        verb: what it must be of.
+
     Raises:
-        LorashearError: it cannot be read, or a word is unknown or has a wrong value.
+        LorashearError: it cannot be read, is of another verb, or a word is unknown or has a wrong value.
     """
     path = find(recipe)
     place = f"recipe '{recipe}'"
+    entries = list(_entries(path, place))
+    own = _verb(entries, place)
+    if verb not in (None, own):
+        raise LorashearError(f"{place} is one of {own}: pass it to lorashear {own}, or another one to {verb}")
     values: dict[str, Any] = {}
     unnamed: list[str] = []
-    for key, value, line in _entries(path, place):
+    for key, value, line in entries:
+        if key == VERB:
+            continue
         name = spelled(key) if isinstance(key, str) else key
-        word = _known(name, key, f"{place}, line {line}")
+        word = _known(name, key, own, f"{place}, line {line}")
         if name in values or name in unnamed:
             raise LorashearError(f"{place}, line {line}: {name} stands there twice; leave one of them out")
         if value is None and name in NAMED:
             unnamed.append(word.name)
         else:
             values[name] = _value(word, value, f"{place}, line {line}")
-    found = Recipe(place, values, tuple(unnamed))
+    found = Recipe(place, values, tuple(unnamed), own)
     _check(found)
     return found
 
 
 def arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Words as `lorashear.compile` has them."""
-    found = {words()[name].name.replace("-", "_"): value for name, value in values.items()}
+    """Words as `lorashear.compile` and `lorashear.recover` have them."""
+    found = {name.replace("-", "_"): value for name, value in values.items()}
     if "apart" in found:
         found["packed"] = not found.pop("apart")
     if "shard_size" in found:
@@ -124,11 +147,22 @@ def arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def filled(recipe: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `lorashear.compile`: those ``given``, and of all others what the recipe says."""
+def filled(recipe: str | Path, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the function of a verb: those ``given``, and of all others what the recipe says.
+
+    Raises:
+        LorashearError: as `read`.
+    """
     own = {"packed": "apart", "shard_bytes": "shard-size"}
     said = {own.get(name, spelled(name)): value for name, value in given.items()}
-    return {**arguments(read(recipe).beside(said)), **given}
+    return {**arguments(read(recipe, verb).beside(said)), **given}
+
+
+def own_arguments(**arguments: Any) -> dict[str, Any]:
+    """Those that are given: not None, not false and not empty, which is what leaving them out comes to."""
+    return {
+        name: each for name, each in arguments.items() if each is not None and each is not False and each not in EMPTY
+    }
 
 
 def _entries(path: Path, place: str) -> Iterator[tuple[Any, Any, int]]:
@@ -161,13 +195,30 @@ def _entries(path: Path, place: str) -> Iterator[tuple[Any, Any, int]]:
         raise LorashearError(f"{place} cannot be read: {error.strerror or error}") from error
 
 
-def _known(name: Any, key: Any, place: str) -> Word:
-    if name in OF_ONE_CALL and name in flags():
+def _verb(entries: Collection[tuple[Any, Any, int]], place: str) -> str:
+    """What a recipe is of, wherever it says so."""
+    found = [(value, f"{place}, line {line}") for key, value, line in entries if key == VERB]
+    for value, where in found:
+        if value not in tuple(VERBS):  # a list has no hash
+            raise LorashearError(f"{where}: {VERB} is {_shown(value)}; there are {', '.join(VERBS)}")
+    if len(found) > 1:
+        raise LorashearError(f"{found[1][1]}: {VERB} stands there twice; leave one of them out")
+    return found[0][0] if found else COMPILE
+
+
+def _known(name: Any, key: Any, verb: str, place: str) -> Word:
+    known = words(verb)
+    if name in OF_ONE_CALL and name in flags(verb):
         raise LorashearError(f"{place}: {key} is of one call and in no recipe; pass --{name}")
-    if isinstance(name, str) and name in words():
-        return words()[name]
-    near = difflib.get_close_matches(str(name), words(), 1)
-    said = f"did you mean {near[0]}?" if near else f"there are {', '.join(words())}"
+    if isinstance(name, str) and name in known:
+        return known[name]
+    for other in VERBS:
+        if isinstance(name, str) and name in words(other):
+            raise LorashearError(
+                f"{place}: {key} is a word of {other}, and this recipe is of {verb}; leave it out, or say verb: {other}"
+            )
+    near = difflib.get_close_matches(str(name), known, 1)
+    said = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise LorashearError(f"{place}: no word of a recipe is {key!r}; {said}")
 
 
@@ -240,12 +291,13 @@ def _check(recipe: Recipe) -> None:
         for name, read_amount in (("params", amounts.count), ("bytes", amounts.byte_count)):
             if name in given:
                 given[name] = read_amount(given[name], name)
-        if not any(name in given for name in AMOUNT):
+        if recipe.verb == COMPILE and not any(name in given for name in AMOUNT):
             given["ratio"] = 0.5
-        if "tokens" not in given and not given.get("one_shot"):
+        if recipe.verb == COMPILE and "tokens" not in given and not given.get("one_shot"):
             given |= {"tokens": 1} if given.get("lhspg") else {"one_shot": True}
-        own = {field.name for field in fields(Settings)}
-        Settings(**{name: value for name, value in given.items() if name in own})
+        kind = VERBS[recipe.verb]
+        own = {field.name for field in fields(kind)}
+        kind(**{name: value for name, value in given.items() if name in own})
         named(given.get("text", ()))
     except LorashearError as error:
         raise LorashearError(f"{recipe.place}: {error}") from error

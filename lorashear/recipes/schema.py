@@ -1,4 +1,4 @@
-"""The JSON schema of a recipe, for editors: made of the flags of `lorashear compile` and of what its settings refuse."""
+"""The JSON schema of a recipe, for editors: made of the flags of its verb and of what the settings refuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from lorashear.config import Settings
 from lorashear.errors import LorashearError
-from lorashear.recipes.words import AMOUNTS, CHOICES, LISTS, SUBSETS, Word, words
+from lorashear.recipes.words import AMOUNTS, CHOICES, COMPILE, LISTS, RECOVER, SUBSETS, VERB, VERBS, Word, words
 
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 LEAST = 64
@@ -18,16 +18,27 @@ SOME = {"ratio": 0.5, "tokens": 1, "per_layer": True, "target": "vllm"}
 
 def schema() -> dict[str, Any]:
     """Draft 7, which the YAML language servers of editors read."""
-    known = words()
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Recipe of LoRAShear",
-        "description": "The words of the flags of `lorashear compile`.",
+        "description": "The words of the flags of `lorashear compile`, or of `lorashear recover`.",
         "type": "object",
+        "if": {"properties": {VERB: {"const": RECOVER}}, "required": [VERB]},
+        "then": {"$ref": f"#/definitions/{RECOVER}"},
+        "else": {"$ref": f"#/definitions/{COMPILE}"},
+        "definitions": {verb: _definition(verb) for verb in VERBS},
+    }
+
+
+def _definition(verb: str) -> dict[str, Any]:
+    known, place = words(verb), f"#/definitions/{verb}/properties"
+    said = {"description": "what the recipe is of", "enum": list(VERBS), "default": COMPILE}
+    return {
+        "description": f"The words of the flags of `lorashear {verb}`.",
         "additionalProperties": False,
-        "properties": {name: _property(word) for name, word in known.items()},
+        "properties": {VERB: said, **{name: _property(word) for name, word in known.items()}},
         "patternProperties": {
-            f"^{name.replace('-', '_')}$": {"$ref": f"#/properties/{name}"} for name in known if "-" in name
+            f"^{name.replace('-', '_')}$": {"$ref": f"{place}/{name}"} for name in known if "-" in name
         },
     }
 

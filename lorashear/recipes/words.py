@@ -1,4 +1,4 @@
-"""The words of a recipe: those of the flags of `lorashear compile`, read off the command itself."""
+"""The words of a recipe: those of the flags of its verb, read off the command itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lorashear.config import ADAPTER, COSTS, CRITERIA, KINDS, MIXTURES, POLICIES
+from lorashear.config import ADAPTER, COSTS, CRITERIA, KINDS, MIXTURES, POLICIES, Settings, Training
 from lorashear.engines.needs import NEEDS
 
+VERB = "verb"
+"""The one word that is no flag: what a recipe is of."""
+VERBS: dict[str, type[Training]] = {"compile": Settings, "recover": Training}
+"""What a recipe can be of, with the settings of each; where it does not say, it is of the first."""
+(COMPILE, RECOVER) = VERBS
 OF_ONE_CALL = ("recipe", "resume", "overwrite", "dry-run", "json", "quiet")
 """Flags that say how one call goes on, and nothing of what it makes."""
 CHOICES = {
@@ -51,20 +56,21 @@ def spelled(name: str) -> str:
 
 
 @cache
-def words() -> dict[str, Word]:
-    """All words by name, in the order in which `lorashear compile --help` has them."""
-    return {name: word for name, word in flags().items() if name not in OF_ONE_CALL}
+def words(verb: str) -> dict[str, Word]:
+    """All words of a verb by name, in the order in which its function has them."""
+    return {name: word for name, word in flags(verb).items() if name not in OF_ONE_CALL}
 
 
 @cache
-def flags() -> dict[str, Word]:
-    """All arguments and options of `lorashear compile`."""
-    from lorashear.cli import compile_  # here: that module has the verbs that need this one
+def flags(verb: str) -> dict[str, Word]:
+    """All arguments and options of a verb."""
+    from lorashear import cli  # here: that module has the verbs that need this one
 
-    hints = get_type_hints(compile_, include_extras=True)
+    command = {COMPILE: cli.compile_, RECOVER: cli.recover}[verb]
+    hints = get_type_hints(command, include_extras=True)
     found = [
         _word(parameter, hints[parameter.name])
-        for parameter in inspect.signature(compile_).parameters.values()
+        for parameter in inspect.signature(command).parameters.values()
         if hasattr(hints[parameter.name], "__metadata__")
     ]
     return {word.name: word for word in found}

@@ -25,7 +25,7 @@ VERBS = {
         "A model folder in, a smaller ordinary one out.",
         f"lorashear compile {MODEL} --ratio 0.2 --text {TEXT} --one-shot --out smaller",
     ),
-    "recipe": Verb(MAKE, "Settings of compile that have a name.", "lorashear recipe show one-shot"),
+    "recipe": Verb(MAKE, "Settings of compile or recover in a file.", "lorashear recipe show one-shot"),
     "recover": Verb(
         MAKE,
         "Train a pruned folder on text, then on instructions.",
