@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import pytest
@@ -12,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from blocks import ROOT, Block, Reader, blocks, commands, missing
+from lorashear_ir.ops import TABLE
 
 DOCUMENTS = 4
 """Of the text of the demo, so that training and calibration have enough, and are quick."""
@@ -44,12 +47,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory, text: dict[str, str]) -> Path:
         AutoTokenizer.from_pretrained(ROOT / "examples/stdlib-llama-2.8m").save_pretrained(folder / name)
     for name, split in {"HuggingFaceFW/fineweb-edu": "train", "Salesforce/wikitext": "test"}.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / f"{split}.jsonl").write_text(text["train.jsonl"], encoding="utf-8")
+        (folder / name / f"{split}.jsonl").write_text(
+            "".join(text["valid.jsonl"].splitlines(keepends=True)[:6]), encoding="utf-8"
+        )
     return folder
 
 
 @pytest.fixture
-def place(tmp_path: Path, text: dict[str, str], hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, text: dict[str, str], hub: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that looks like the repository to a relative path, after `make demo` wrote the text; in it lie, under their ids,
     the models of the hub. Where there is no GPU, the CPU stands in for it."""
     for name in ("examples", "docs", "tools", "tests", "plugins", "lorashear", "ir", "passes", "pyproject.toml"):
@@ -62,7 +67,8 @@ def place(tmp_path: Path, text: dict[str, str], hub: Path, monkeypatch: pytest.M
     builder = datasets.load_dataset_builder
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, *config: builder(str(hub / name)))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with patch.dict(TABLE):  # to which documents add
+        yield tmp_path
 
 
 def test_it_opens_with_a_sentence_the_two_commands_and_the_table() -> None:
@@ -94,6 +100,8 @@ def test_what_is_shown_must_be_printed_but_for_figures() -> None:
     assert missing("first 7 of 8\n...\nthird   | 3.1e-7   |\n", printed) is None
     assert missing("third | 1 |\nfirst 1 of 1\n", printed) == "first 1 of 1"
     assert missing("second 4 percent\n", printed) == "second 4 percent"
+    assert missing("second …\n", printed) is None
+    assert missing("seconds …\n", printed) == "seconds …"
 
 
 def test_a_document_that_says_what_is_not_so_fails(place: Path) -> None:

@@ -89,12 +89,12 @@ def main() -> None:
 
 def measured(hidden: int, layers: int, windows: int) -> Work:
     """What pruning takes: of a dense forward over the calibration text, and of the cube of the hidden size."""
-    config = LlamaConfig(
+    shape: dict[str, Any] = {
         **{"vocab_size": 2048, "hidden_size": hidden, "intermediate_size": 7 * hidden // 2, "head_dim": hidden // 32},
         **{"num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 8},
-    )
+    }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**shape))
     tokens = torch.zeros(8, CONTEXT, dtype=torch.int64)
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         model(tokens)
@@ -107,6 +107,10 @@ def measured(hidden: int, layers: int, windows: int) -> Work:
         os.environ["LORASHEAR_CACHE"] = str(folder / "cache")  # nothing is known beforehand
         marks: dict[str, Work] = {}
         with FlopCounterMode(display=False) as counted, Exact() as exact:
+
+            def mark(line: str) -> None:
+                marks[line] = Work(counted.get_total_flops(), exact.flops)
+
             lorashear.compile(
                 folder / "dense",
                 0.2,
@@ -115,7 +119,7 @@ def measured(hidden: int, layers: int, windows: int) -> Work:
                 one_shot=True,
                 context=CONTEXT,
                 windows=windows,
-                say=lambda line: marks.setdefault(line, Work(counted.get_total_flops(), exact.flops)),
+                say=mark,
             )
     begun, ended = (
         next(work for line, work in marks.items() if re.search(each, line)) for each in (r"\d prune$", r"\d prune  ")

@@ -47,7 +47,7 @@ def page() -> str:
 def _table(command: Any, said: str | None = None) -> str:
     """Every parameter of a verb's function, in the order of its help, read off its signature."""
     hints = get_type_hints(command.callback, include_extras=True)
-    found = [
+    found: list[Any] = [
         (parameter, *get_args(hints[parameter.name]))
         for parameter in inspect.signature(command.callback).parameters.values()
         if hasattr(hints[parameter.name], "__metadata__")

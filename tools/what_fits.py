@@ -63,9 +63,9 @@ def main() -> None:
 
 def shaped(name: str) -> PreTrainedConfig:
     """The config of a model of that shape."""
-    fields = dict(zip(FIELDS, SHAPES[name], strict=True))
-    kind, more = (Qwen3Config, {"head_dim": 128}) if name.startswith("Qwen3") else (LlamaConfig, {})
-    return kind(**fields, **more, tie_word_embeddings=name in TIED)
+    fields: dict[str, Any] = dict(zip(FIELDS, SHAPES[name], strict=True))
+    fields["tie_word_embeddings"] = name in TIED
+    return Qwen3Config(**fields, head_dim=128) if name.startswith("Qwen3") else LlamaConfig(**fields)
 
 
 def memory(name: str, case: dict[str, Any], context: int) -> int:

@@ -29,7 +29,7 @@ VERBS = {
     "recover": Verb(
         MAKE,
         "Train a pruned folder on text, then on instructions.",
-        f"lorashear recover smaller --dense {MODEL} --text {TEXT} --tokens 20000 --out better",
+        f"lorashear recover smaller --dense {MODEL} --text {TEXT} --tokens 8000 --out better",
     ),
     "apply": Verb(
         MAKE,
