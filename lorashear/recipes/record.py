@@ -74,9 +74,9 @@ def steps(folder: Path) -> list[Path]:
 
 
 def essential(recipe: str) -> str:
-    """A recipe that was written here, without what is as by default."""
-    lines = recipe.partition(DEFAULTS)[0].splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith("#"))
+    """A recipe that was written here, to be shown: without what is as by default, and without the folders of this machine."""
+    said = yaml.safe_load(recipe.partition(DEFAULTS)[0])
+    return "".join(_line(name, _public(value)) for name, value in said.items())
 
 
 def content(values: Mapping[str, Any], verb: str) -> str:
@@ -115,6 +115,17 @@ def _line(name: str, value: Any) -> str:
     if value is None:
         return f"{name}: null  # {IN_MEMORY}\n"
     return yaml.safe_dump({name: value}, allow_unicode=True, sort_keys=False, width=1000)
+
+
+def _public(value: Any) -> Any:
+    """A value without the folders that an absolute path leads through."""
+    if isinstance(value, Mapping):
+        return {name: _public(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_public(each) for each in value]
+    return (
+        Path(value).name if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()) else value
+    )
 
 
 def _named(value: Any) -> str | None:
