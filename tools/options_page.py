@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Every option
 
 Made from the command line by `python tools/options_page.py`; `lorashear VERB --help` says the same. The arguments of the functions of
-[`lorashear`](api.md) have the same words with `_` for `-`, and the same defaults. Exit code 0: done. 2: the request or the input is wrong, and one
+[`lorashear`](api.md) have the same words with `_` for `-`, and the same defaults. A switch that a recipe turns on is turned off by its `--no-…`. Exit code 0: done. 2: the request or the input is wrong, and one
 sentence on stderr says what, where, and what to do ([errors.md](errors.md)). 1: everything else. `--debug` before or behind any verb adds the traceback.
 """
 
