@@ -1,4 +1,5 @@
-# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt change.
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt change: the package
+# alone for the demo, the developers' tools with it for everything else.
 PYTHON ?= python3
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 BIN := .venv/bin
@@ -10,10 +11,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@grep -hE '^[.a-z-]+:.*## ' Makefile | sed -E 's/^([.a-z-]+):.*## /\1\t/' | expand -t 12
 
-.venv: .venv/stamp  ## the environment: the package in place, its dependencies as pinned, the tools
-.venv/stamp: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+.venv: .venv/package  ## the environment: the package in place, its dependencies as pinned
+.venv/package: pyproject.toml constraints.txt
+	@echo "installing into .venv: some minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+.venv/stamp: .venv/package
+	@echo "installing the developers' tools into .venv: some minutes"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # For the tests of the page, which are skipped where there is none. A system package: only root installs it, and with apt alone.
@@ -27,7 +33,7 @@ page:  ## build what `lorashear view` puts into its page from tools/page; needs 
 pictures: .venv/stamp browser  ## take the pictures of docs/pictures again; needs Chromium
 	$(BIN)/python tools/pictures.py
 
-demo: .venv/stamp  ## prune the shipped model and show what became of it
+demo: .venv/package  ## prune the shipped model and show what became of it
 	$(BIN)/python examples/01_demo.py
 
 test: .venv/stamp browser  ## the whole test suite (e.g. PYTEST_FLAGS='-m "not slow"')

@@ -38,6 +38,7 @@ def main() -> None:
     text = write(out / "text")
     held_out = windows(AutoTokenizer.from_pretrained(MODEL), read_texts([text["test"]]), CONTEXT, TEST_WINDOWS)
     dense = lorashear.load(MODEL).float()
+    print("dense: measuring perplexity")
     rows = [row("dense", MODEL, dense, dense, held_out, None)]
     for percent in (20, 50):
         begin = time.perf_counter()
@@ -55,6 +56,7 @@ def main() -> None:
                 progress=terminal.progress,
             )
         seconds = time.perf_counter() - begin
+        print(f"{percent} %: measuring perplexity and speed, some seconds more")
         lorashear.apply(result.plan, MODEL, plain, overwrite=True)
         rows.append(row(f"{percent} % pruned", plain, lorashear.load(plain).float(), dense, held_out, None))
         rows.append(row(f"{percent} % + compensated", folder, result.model.float(), dense, held_out, seconds))
@@ -66,6 +68,8 @@ def main() -> None:
     for cells in rows:
         table.add_row(*cells)
     Console(width=140).print(table)
+    print("compensated: what stays was refitted by least squares, without training")
+    print("×: the median of the ratios within rounds in which both models run; a busy machine moves the speeds themselves more")
     print(f"{held_out.shape[0] * (CONTEXT - 1):,} held-out tokens; {time.perf_counter() - started:.0f} s in all")
     print(f"the folders lie in {out}")
 

@@ -7,7 +7,7 @@ multiplication is counted: those of matrices, as forwards of the dense model ove
 factors and solutions in float64, as cubes of the hidden size. Both grow linearly with the layers; what the shapes of real models
 take follows from that. Training is two forwards of the pruned model (one of them backwards: LoRA's own products are few) and one of the
 dense model for each token. Nothing is timed: a card's minutes are those at half its published peaks, and what is no
-multiplication, reading and writing come on top.
+multiplication, reading and writing come on top. A dash: by `what_fits.py` it has not the memory.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils.logging import disable_progress_bar
 
 import lorashear
-from tools.what_fits import SHAPES, shaped
+from tools.what_fits import CASES, SHAPES, memory, shaped
 
 SHIPPED = Path(__file__).resolve().parent.parent / "examples" / "stdlib-llama-2.8m"
-CARDS = {"RTX 4090": (165e12, 1.3e12), "A100": (312e12, 19.5e12), "H100 SXM": (989e12, 67e12)}
-"""Peaks by NVIDIA's data sheets: dense bfloat16 with float32 sums, and float64 (of the A100 and H100 by tensor cores), FLOP/s."""
+CARDS = {"RTX 4090": (165e12, 1.3e12, 24e9), "A100": (312e12, 19.5e12, 80e9), "H100 SXM": (989e12, 67e12, 80e9)}
+"""By NVIDIA's data sheets: peaks in dense bfloat16 with float32 sums and in float64 (of the A100 and H100 by tensor cores), FLOP/s;
+bytes of memory."""
 REACHED = 0.5
 CALIBRATION = 128 * 512  # tokens, which are the defaults
 CONTEXT = 64
@@ -81,7 +82,10 @@ def main() -> None:
     )
     for name in SHAPES:
         for run, work in worked(name, some, args.tokens).items():
-            minutes = " | ".join(f"{seconds(work, card) / 60:.0f} min" for card in CARDS)
+            taken = memory(name, CASES[run.partition(" ")[0]], 2048)
+            minutes = " | ".join(
+                f"{seconds(work, card) / 60:.0f} min" if taken <= CARDS[card][2] else "–" for card in CARDS
+            )
             print(
                 f"| {name} | {run} | {work.products / 1e15:,.0f} PFLOP | {work.exact / 1e12:,.0f} TFLOP | {minutes} |"
             )
@@ -148,7 +152,7 @@ def worked(name: str, some: list[Work], tokens: int) -> dict[str, Work]:
 
 def seconds(work: Work, card: str) -> float:
     """Of a card at a share of its peaks."""
-    products, exact = CARDS[card]
+    products, exact, _ = CARDS[card]
     return (work.products / products + work.exact / exact) / REACHED
 
 

@@ -99,7 +99,7 @@ def _measure(surgeon: Surgeon, walk: Walk, guard: Walk, measured: Measured, prog
         measured[""] = [heldout_loss(model, guard.batches)]
     total = measurements(surgeon)
     known = sum(len(levels(group)) for key, group in _keys(surgeon) if key in measured)
-    progress("knowledge", known, total)
+    progress("measuring levels", known, total)
     states, held = walk.start, guard.start
     for position, stage in enumerate(walk.stages):
         covariances, after = walk.scan(stage, states)
@@ -112,7 +112,7 @@ def _measure(surgeon: Surgeon, walk: Walk, guard: Walk, measured: Measured, prog
                     with swapped(model, {f"{name}.weight": weight}), guard.tail(position, held):
                         losses.append(heldout_loss(model, guard.batches))
                     known += 1
-                    progress("knowledge", known, total)
+                    progress("measuring levels", known, total)
                 measured[f"{name} {group.name}"] = losses
         states, held = after, guard.advance(guard.stages[position], held)
     for group in surgeon.front:
@@ -122,7 +122,7 @@ def _measure(surgeon: Surgeon, walk: Walk, guard: Walk, measured: Measured, prog
                 with swapped(model, zeroed):
                     losses.append(heldout_loss(model, guard.batches))
                 known += 1
-                progress("knowledge", known, total)
+                progress("measuring levels", known, total)
             measured[f" {group.name}"] = losses
 
 

@@ -122,7 +122,7 @@ def _split(
                 known[key] = [heldout_loss(surgeon.model, heldout)]
         loss = known[key][0]
         count += 1
-        progress("split", count, max(count, splits.TRIALS))
+        progress("trying splits", count, max(count, splits.TRIALS))
         return loss
 
     split = splits.uniform(budget, surgeon.chosen, knowledge, partial(measured, few))

@@ -136,7 +136,7 @@ class Surgeon:
                         dense = walk.advance(stage, dense)
                 states = walk.advance(stage, states)
                 if progress:
-                    progress("prune", position + 1, len(walk.stages))
+                    progress("cutting layers", position + 1, len(walk.stages))
             yield removed, weights
 
     def alone(self, name: str, group: GroupLike, covariance: Tensor) -> Iterator[Tensor]:
