@@ -48,7 +48,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, text: dict[str, str]) -> Path:
     for name, split in {"HuggingFaceFW/fineweb-edu": "train", "Salesforce/wikitext": "test"}.items():
         (folder / name).mkdir(parents=True)
         (folder / name / f"{split}.jsonl").write_text(
-            "".join(text["valid.jsonl"].splitlines(keepends=True)[:6]), encoding="utf-8"
+            "".join(text["valid.jsonl"].splitlines(keepends=True)[:3]), encoding="utf-8"
         )
     return folder
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 
 from lorashear_ir.graph import Node
 
@@ -20,6 +21,7 @@ KNOWN, MADE_UP = 64, 2**16
 
 FACTORIES = {"arange", "ones", "zeros", "full"}
 SEARCHES = {"nonzero", "nonzero_numpy", "argwhere"}
+UNFOLDED = {torch.Tag.nondeterministic_seeded, torch.Tag.inplace_view, torch.Tag.dynamic_output_shape}
 
 
 class Numbers:
@@ -36,12 +38,43 @@ class Numbers:
         if op in SEARCHES and known(args[0]) is None:
             self.searches[module] = op
             return _every_place(func, args[0])
+        if (result := self._folded(func, args, kwargs)) is not None:
+            return result
         result = func(*args, **kwargs)
         if op in FACTORIES and isinstance(result, FakeTensor) and result.numel() <= self.limit:
             result.constant = _really(func, *args, **{**kwargs, "device": "cpu"})
         elif op == "one_hot" and (classes := known(args[0])) is not None:  # torch makes it of a factory not seen here
             result.constant = _really(func, classes, *args[1:], **kwargs)
         return result
+
+    def _folded(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator makes of tensors that all have numbers, if it is one small tensor; None where torch is to see to it.
+
+        Torch does the same, and describes each tensor at length on the way, which took a quarter of a recording.
+        """
+        if func._schema.is_mutable or not UNFOLDED.isdisjoint(func.tags):
+            return None
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        fakes = [each for each in leaves if isinstance(each, torch.Tensor)]
+        if not fakes or not all(isinstance(each, FakeTensor) and each.constant is not None for each in fakes):
+            return None
+        if "device" in kwargs or any(each.fake_device.type != "cpu" for each in fakes):
+            return None
+        held = [each.constant if isinstance(each, FakeTensor) else each for each in leaves]
+        with no_dispatch():
+            given, named = pytree.tree_unflatten(held, spec)
+            found = func(*given, **named)
+            for fake in fakes:
+                if found is fake.constant:
+                    return fake
+            if type(found) is not torch.Tensor or found.layout != torch.strided or found.numel() > self.limit:
+                return None
+            size = found.untyped_storage().nbytes() // found.element_size()
+            whole = torch.empty(size, dtype=found.dtype, device="meta")
+            hollow = whole.as_strided(found.shape, found.stride(), found.storage_offset())
+            made = FakeTensor(fakes[0].fake_mode, hollow, found.device, constant=found)
+        made.fake_mode.fake_tensor_converter.add_constant_storage_mapping(made)  # a write forgets the numbers of its views
+        return made
 
     def follow(self, node: Node, args: Any, results: list[torch.Tensor]) -> None:
         """What is made of numbers that are made up is made up too; if that is asked, they begin with a top-k."""
