@@ -6,6 +6,7 @@ python tools/options_page.py            writes docs/options.md; tests/test_site.
 from __future__ import annotations
 
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,11 +18,15 @@ from lorashear.terminal.options import PANELS
 from lorashear.terminal.verbs import VERBS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
+WIDTH = 88
 HEAD = """# Every option
 
 Made from the command line by `python tools/options_page.py`; `lorashear VERB --help` says the same. The arguments of the functions of
-[`lorashear`](api.md) have the same words with `_` for `-`, and the same defaults. A switch that a recipe turns on is turned off by its `--no-…`. Exit code 0: done. 2: the request or the input is wrong, and one
-sentence on stderr says what, where, and what to do ([errors.md](errors.md)). 1: everything else. `--debug` before or behind any verb adds the traceback.
+[`lorashear`](api.md) have the same words with `_` for `-`, and the same defaults. A switch that a recipe turns on is turned off by its
+`--no-…`. `--debug` before or behind any verb adds the traceback to an error.
+
+Exit code 0: done. 2: the request or the input is wrong, and one sentence on stderr says what, where, and what to do
+([error messages](errors.md)). 1: everything else.
 """
 
 
@@ -36,12 +41,24 @@ def page() -> str:
     parts = [HEAD]
     for name, verb in VERBS.items():
         command = commands.commands[name]
-        parts.append(f"## lorashear {name}\n\n{verb.line}\n\n    {verb.example}\n")
+        parts.append(f"## lorashear {name}\n\n{verb.line}\n\n{_block(verb.example)}\n")
         below = getattr(command, "commands", {})
         parts += [f"### lorashear {name} {each}\n\n{_table(below[each], below[each].help)}" for each in below]
         if not below:
             parts.append(_table(command))
     return "\n".join(parts)
+
+
+def _block(command: str) -> str:
+    """A command line as a block of code; what a page would cut off goes on in a second line, from an option on."""
+    first, *options = command.split(" --")
+    lines = [first]
+    for part in options:
+        if len(f"{lines[-1]} --{part}") <= WIDTH:
+            lines[-1] += f" --{part}"
+        else:
+            lines.append(f"  --{part}")
+    return textwrap.indent(" \\\n".join(lines), "    ")
 
 
 def _table(command: Any, said: str | None = None) -> str:
@@ -57,7 +74,7 @@ def _table(command: Any, said: str | None = None) -> str:
         rows = [_row(*each[:3]) for each in found if each[2].rich_help_panel == panel]
         if rows:
             title = f"**{panel}**\n\n" if panel else ""
-            parts.append(f"{title}| | default | |\n|---|---|---|\n{''.join(rows)}")
+            parts.append(f"{title}| option | default | meaning |\n|---|---|---|\n{''.join(rows)}")
     return "\n".join(parts)
 
 
