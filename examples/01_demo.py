@@ -69,7 +69,9 @@ def main() -> None:
         table.add_row(*cells)
     Console(width=140).print(table)
     print("compensated: what stays was refitted by least squares, without training")
-    print("×: the median of the ratios within rounds in which both models run; a busy machine moves the speeds themselves more")
+    print(
+        "×: the median of the ratios within rounds in which both models run; a busy machine moves the speeds themselves more"
+    )
     print(f"{held_out.shape[0] * (CONTEXT - 1):,} held-out tokens; {time.perf_counter() - started:.0f} s in all")
     print(f"the folders lie in {out}")
 

@@ -102,6 +102,9 @@ def _uses(plan: Plan, folder: Path) -> str:
         trust=", trust_remote_code=True" if own_code else "",
         imports=f"from peft import PeftModel\n{imports}" if beside else imports,
     )
+    if not any(folder.glob("tokenizer*")):
+        lines = (line for line in python.splitlines() if not line.startswith("tokenizer = "))
+        python = "\n".join(lines).replace(", AutoTokenizer", "")
     if beside:
         python = python.removesuffix("```") + WITH_ADAPTER.format(name=name)
     lines: list[str] = []

@@ -109,7 +109,7 @@ def _one_shot(run: Compilation, groups: Groups, model: Any, contents: str) -> Ou
         raise LorashearError(str(error)) from error
     except Unreachable as error:
         raise LorashearError(
-            f"cannot remove {error.ratio:.2%} of the {settings.cost}: {error.largest:.2%} at most, held back by {error.limit}; "
+            f"cannot remove {error.ratio:.2%} of the {settings.cost}: {error.largest:.2%} at most, since {error.limit}; "
             "ask for less, or let more kinds go (--prune)"
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from functools import partial
@@ -120,7 +121,17 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, LorashearError):
         return str(error)
     usage = getattr(error, "format_message", None)  # typer's own, whose class moved between its versions
-    return f"{usage().rstrip('.')}; see lorashear --help" if usage else None
+    if usage is None:
+        return None
+    said = usage().rstrip(".")
+    read = getattr(error.__cause__, "errors", None)  # some of its versions do not say what they were given
+    given = read()[0].get("input") if read else None
+    if isinstance(given, str) and given not in said:
+        said += f", and was given {given!r}"
+    if isinstance(given, str) and (share := re.fullmatch(r"\s*([\d.]+)\s*%\s*", given)):
+        said += f": write {given} as {float(share[1]) / 100:g}"
+    context = getattr(error, "ctx", None)
+    return f"{said}; see {context.command_path if context else 'lorashear'} --help"
 
 
 @app.command(**about("compile", Repeatable))

@@ -35,6 +35,7 @@ from lorashear.recipes.words import COMPILE
 from lorashear.run import Compilation
 from lorashear.terminal.stages import Progress, Say, Stages
 from lorashear.text.calibration import GUARD_SHARE, read_windows
+from lorashear.text.corpus import check_there
 from lorashear.text.subsets import Sources, Text, named, titles
 from lorashear_passes.scores import Criterion
 
@@ -46,6 +47,10 @@ class CompileResult:
     folder: Path
     plan: Plan
     report: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        before, after = (self.report["parameters"][when] for when in ("before", "after"))
+        return f"CompileResult({str(self.folder)!r}, {before:,} → {after:,} parameters, {self.plan.route})"
 
     @cached_property
     def model(self) -> torch.nn.Module:
@@ -145,6 +150,7 @@ def compile(
     if report_to and wanted.one_shot:
         raise LorashearError("report_to hands on the steps of training, and one_shot has none: leave one of them out")
     texts = named(text)
+    check_there(texts)
     told = [instruct] if isinstance(instruct, str | Path) else list(instruct)
     if not texts and wanted.tokens:
         raise LorashearError("tokens asks for training, which needs text: pass text (--text FILE)")

@@ -184,7 +184,10 @@ class Settings(Training):
         super().__post_init__()
         self._check_amount()
         if self.ratio is not None and not 0 < self.ratio < 1:
-            raise LorashearError(f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1")
+            cure = f": for {self.ratio:g} % write {self.ratio / 100:g}" if 1 < self.ratio < 100 else ""
+            raise LorashearError(
+                f"ratio is {self.ratio:g}; it is the share of {self.cost} to remove, between 0 and 1{cure}"
+            )
         if self.cost not in COSTS:
             raise LorashearError(f"cost is {self.cost}; there are {', '.join(COSTS)}")
         unknown = [kind for kind in self.prune if kind not in KINDS]

@@ -117,7 +117,9 @@ def read(groups: Groups, report: Path) -> dict[str, Any]:
 
 def table(groups: Groups, found: Mapping[str, Any]) -> str:
     """The groups as lines, worth most first: the rise of the held-out loss as more of each alone is removed."""
-    rows = [("group", "kind", "structures", *(f"{share:.0%} gone" for share in SHARES), "nats a million weights", "")]
+    rows = [
+        ("group", "kind", "structures", *(f"{share:.0%} gone" for share in SHARES), "nats a million weights", "verdict")
+    ]
     for name in sorted(found["groups"], key=lambda name: -found["groups"][name]["worth"]):
         group, each = groups[name], found["groups"][name]
         curve = Knowledge(0.0, {name: tuple(each["rise"])}).curve(group)

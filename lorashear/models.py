@@ -32,6 +32,10 @@ Inputs = Mapping[str, Any] | Sequence[Any] | torch.Tensor
 """Arguments of a forward: by name, in order, or the only one."""
 
 
+OTHERS = ("MaskedLM", "PreTraining", "Classification", "QuestionAnswering", "MultipleChoice", "NextSentencePrediction")
+"""How classes end that have another head than a causal language model, though one may be built from their config."""
+
+
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model folder, as transformers understands it.
 
@@ -52,14 +56,21 @@ def build_twin(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> 
     Raises:
         LorashearError: the config names no causal language model, or its numbers fit no model.
     """
+    kind = config.model_type
+    other = next((name for name in config.architectures or () if name.endswith(OTHERS)), None)
+    if other is not None:
+        raise LorashearError(
+            f"no causal language model can be built from this {kind} config: it is that of {other} "
+            "(lorashear.prune takes any module in memory)"
+        )
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).eval()
     except Exception as error:
-        kind = config.model_type
-        raise LorashearError(
-            f"no causal language model can be built from this {kind} config: {_first(error)}"
-        ) from error
+        why = _first(error)
+        if why.startswith("Unrecognized configuration class"):  # and its repr
+            why = f"{type(config).__name__} is no decoder-only language model's (lorashear.prune takes any module in memory)"
+        raise LorashearError(f"no causal language model can be built from this {kind} config: {why}") from error
 
 
 def twin_of(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

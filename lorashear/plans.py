@@ -43,6 +43,9 @@ class Plan:
     contents: str = ""  # hash of the checkpoint's weights; empty where they were not read
     changed: Mapping[str, str] = field(default_factory=dict)  # tensor name → SHA-256 of its new bytes
 
+    def __repr__(self) -> str:
+        return f"Plan({len(self.removed)} groups, {len(self.tensors)} tensors, {self.route})"
+
     def to_json(self) -> str:
         runs = cache(ranges)  # most tensors keep what others keep
         tensors = {

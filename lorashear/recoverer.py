@@ -34,6 +34,7 @@ from lorashear.recipes.words import RECOVER
 from lorashear.run import Run
 from lorashear.terminal.stages import Progress, Say, Stages
 from lorashear.text.calibration import read_tokenizer, read_windows
+from lorashear.text.corpus import check_there
 from lorashear.text.data import tokens_in
 from lorashear.text.subsets import Source, Text, named, titles
 
@@ -106,6 +107,7 @@ def recover(
     check_usable(wanted)
     trackers.check(report_to)
     texts, told = named(text), [instruct] if isinstance(instruct, str | Path) else list(instruct)
+    check_there(texts)
     if not texts and not told:
         raise LorashearError(
             "recovery needs something to train on: pass text (--text FILE) or instruct (--instruct FILE)"

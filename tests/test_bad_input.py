@@ -144,11 +144,15 @@ def test_a_bad_model(
     [
         (["--ratio", "1.5", "--one-shot"], "ratio is 1.5; it is the share of parameters to remove, between 0 and 1"),
         (["--ratio", "0", "--one-shot"], "between 0 and 1"),
+        (["--ratio", "30", "--one-shot"], "between 0 and 1: for 30 % write 0.3"),
+        (["--ratio", "30%", "--one-shot"], "30%"),
         (["--ratio", "nan", "--one-shot"], "between 0 and 1"),
         (["--ratio", "much", "--one-shot"], "Invalid value for '--ratio'"),
+        (["--ratio", "much", "--one-shot"], "'much'"),
+        (["--ratio", "much", "--one-shot"], "; see lorashear compile --help"),
         (["--one-shot"], "nothing says how much to remove: pass ratio (--ratio 0.2)"),
         (["--ratio", "0.2"], "pass tokens (--tokens N), or one_shot=True (--one-shot) to do without"),
-        (["--ratio", "0.99", "--one-shot"], "77.88% at most, held back by head widths"),
+        (["--ratio", "0.99", "--one-shot"], "77.88% at most, since 2 head group(s) keep 1 of 4"),
         ([*ASK, "--prune", "layers"], "the kinds are head, query, ffn, hidden"),
         ([*ASK, "--round-to", "0"], "round_to is 0"),
         ([*ASK, "--dtype", "int3"], "dtype is int3"),
@@ -202,6 +206,14 @@ def test_a_bad_text(
     assert name in sentence or name in ("short.txt", "long.txt")
 
 
+def test_a_text_that_is_not_there_is_told_before_the_model_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "compile", folder, *ASK, "--text", "wikitext", "--out", "out") == 2
+    assert capsys.readouterr().err == "lorashear: wikitext does not exist; give a text file\n"
+
+
 def test_a_bad_output_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +226,7 @@ def test_a_bad_output_folder(
         full: "is not empty; choose another one or pass --overwrite",
         file: "is a file; choose a folder",
         model / "small": "lie one in the other",
-        model: "is not empty",
+        model: "are the same",
         file / "small": "is a file",
     }.items():
         assert words in refused(monkeypatch, capsys, tmp_path, "compile", model, *ASK, "--out", target)

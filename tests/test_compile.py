@@ -49,6 +49,10 @@ def test_results_load_with_transformers_alone(folder: Path, text: Path, tmp_path
         assert before - after >= ratio * before
         assert before - after - ratio * before < 3 * 32 * (1 if per_layer else 2)
         assert result.report["parameters"] == {"before": before, "after": after}
+        assert (
+            repr(result)
+            == f"CompileResult({str(result.folder)!r}, {before:,} → {after:,} parameters, {result.plan.route})"
+        )
         lines = verify(folder, out)
         assert "bit for bit as planned" in lines[0]
         assert "differ by" in lines[-1]
@@ -80,7 +84,7 @@ def test_no_structure_could_be_given_back(
     groups = lorashear.groups(folder)
     request = {"per_layer": per_layer, "prune": prune.split(",")}
     if (prune, ratio) == ("ffn", 0.41):
-        with pytest.raises(lorashear.LorashearError, match="36.48% at most, held back by ffn widths of 2 group"):
+        with pytest.raises(lorashear.LorashearError, match="36.48% at most, since 2 ffn group"):
             compile(folder, tmp_path / "out", None, ratio, **request)
         return
     report = compile(folder, tmp_path / "out", None, ratio, **request).report
@@ -199,7 +203,7 @@ def test_a_refusal_leaves_with_exit_code_2(folder: Path, tmp_path: Path) -> None
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
-        "lorashear: cannot remove 99.00% of the parameters: 77.88% at most, held back by head widths"
+        "lorashear: cannot remove 99.00% of the parameters: 77.88% at most, since 2 head group(s) keep 1 of 4"
     )
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -280,13 +280,17 @@ def test_too_few_of_two_axes_that_are_chosen_among_together() -> None:
 def test_the_command_line_says_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from transformers import ViTConfig
+    from transformers import AutoConfig, ViTConfig
 
     vision = tmp_path / "vision"
     ViTConfig(num_hidden_layers=1).save_pretrained(vision)
     for verb in ("groups", "trace"):
         said = refused(monkeypatch, capsys, tmp_path, verb, vision)
-        assert "no causal language model can be built from this vit config" in said
+        assert "no causal language model can be built from this vit config: ViTConfig is no decoder-only" in said
+    config = AutoConfig.for_model("bert", architectures=["BertForMaskedLM"], num_hidden_layers=1)
+    config.save_pretrained(tmp_path / "bert")
+    said = refused(monkeypatch, capsys, tmp_path, "groups", tmp_path / "bert")
+    assert "no causal language model can be built from this bert config: it is that of BertForMaskedLM" in said
 
     class Gate(nn.SiLU):
         def forward(self, input: torch.Tensor) -> torch.Tensor:

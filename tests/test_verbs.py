@@ -73,6 +73,12 @@ def test_help_ends_with_an_example_that_can_be_given(
         command.make_context(name, [*rest, "--no-such-option"])
 
 
+@pytest.mark.parametrize(("asked", "meant"), [("prune", "compile"), ("train", "recover"), ("compil", "compile")])
+def test_a_verb_of_another_tool_is_understood(asked: str, meant: str) -> None:
+    with pytest.raises(Exception, match=f"No such command '{asked}'. Did you mean '{meant}'?"):
+        COMMANDS.main([asked, "model"], standalone_mode=False)
+
+
 def test_examples_are_those_of_the_readme() -> None:
     """Which run in its test; those that it does not show are these."""
     shown = {line.partition("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()}

@@ -12,6 +12,8 @@ from lorashear.config import BATCH, STATES, Settings, Training
 from lorashear.disk.checkpoint import Checkpoint
 from lorashear.disk.slicing import Slice, buffer_bytes
 
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -114,10 +116,15 @@ class Estimate:
         )
 
     def __str__(self) -> str:
-        read, written, free = (f"{count / 1e9:.2f} GB" for count in (self.read, self.written, self.free))
+        read, written, free, most = map(_said, (self.read, self.written, self.free, self.memory))
         on = "" if self.device == "cpu" else f" on {self.device}"
-        most = f"{self.memory / 1e9:.2f} GB" if self.memory > 1e9 else f"{self.memory / 1e6:.0f} MB"
-        return f"reads {read} at most, writes {written} ({free} are free), in {most} of memory{on}"
+        return f"reads {read} at most, writes {written} ({free} are free), in {most} of memory{on}, beside what the program itself takes"
+
+
+def _said(count: int) -> str:
+    """Bytes with three digits."""
+    unit, name = next((each for each in UNITS if count >= each[0]), (1, "bytes"))
+    return f"{float(f'{count / unit:.3g}'):g} {name}"
 
 
 def _itemsize(settings: Training) -> int:

@@ -29,12 +29,12 @@ def check_target(target: Path, *, source: Path | None, overwrite: bool, bytes_ne
     around it, holds the current folder, cannot be written, or if the disk lacks the space.
     """
     target = target.expanduser().resolve()
-    _refuse_occupied(target, overwrite)
     if source is not None and _nested(target, source.expanduser().resolve()):
         raise LorashearError(
             f"the output folder '{target}' and the model '{source}' are the same or lie one in the other; "
             "choose another output folder"
         )
+    _refuse_occupied(target, overwrite)
     if Path.cwd().is_relative_to(target):
         raise LorashearError(f"the output folder '{target}' is or holds the current folder; choose another one")
     nearest = next(folder for folder in target.parents if folder.exists())

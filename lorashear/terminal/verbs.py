@@ -66,8 +66,18 @@ VERBS = {
 }
 
 
+MEANT = {"prune": "compile", "compress": "compile", "train": "recover", "finetune": "recover", "slice": "apply"}
+"""What other tools call it. What is only misspelt typer finds by itself."""
+
+
 class Ordered(TyperGroup):
     """Lists verbs as they stand in `VERBS`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        meant = MEANT.get(args[0]) if args else None
+        if meant in self.commands:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{meant}'?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -73,6 +73,12 @@ class Corpus:
         known: list[Any] = [[path.suffix.lower(), _known(path)] for path in self.files]
         known += [dataset.content for dataset in self.datasets]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def check_there(sources: Mapping[str, Sequence[str | Path]]) -> None:
+    """Raises LorashearError as `given` does; for asking before a model is read."""
+    for several in sources.values():
+        given(several, READERS, "text")
 
 
 def given(

@@ -59,7 +59,7 @@ class Unreachable(ValueError):
     """The ratio cannot be reached: ``.largest`` is the largest that can, ``.limit`` says what holds it back."""
 
     def __init__(self, ratio: float, largest: float, limit: str) -> None:
-        super().__init__(f"cannot remove {ratio:.2%}: {largest:.2%} at most, held back by {limit}")
+        super().__init__(f"cannot remove {ratio:.2%}: {largest:.2%} at most, since {limit}")
         self.ratio, self.largest, self.limit = ratio, largest, limit
 
 
@@ -445,6 +445,4 @@ def _limits(families: Sequence[Family]) -> str:
     many: Counter[tuple[str, int, int]] = Counter()
     for family in families:
         many[family.kind, int(family.widths[-1]), int(family.widths[0])] += len(family.names)
-    return "; ".join(
-        f"{kind} widths of {groups} group(s) end at {last} of {full}" for (kind, last, full), groups in many.items()
-    )
+    return ", ".join(f"{groups} {kind} group(s) keep {last} of {full}" for (kind, last, full), groups in many.items())

@@ -55,8 +55,8 @@ class Numbers:
         if func._schema.is_mutable or not UNFOLDED.isdisjoint(func.tags):
             return None
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        fakes = [each for each in leaves if isinstance(each, torch.Tensor)]
-        if not fakes or not all(isinstance(each, FakeTensor) and each.constant is not None for each in fakes):
+        fakes = [each for each in leaves if isinstance(each, FakeTensor) and each.constant is not None]
+        if not fakes or len(fakes) < sum(isinstance(each, torch.Tensor) for each in leaves):
             return None
         if "device" in kwargs or any(each.fake_device.type != "cpu" for each in fakes):
             return None
@@ -73,7 +73,9 @@ class Numbers:
             whole = torch.empty(size, dtype=found.dtype, device="meta")
             hollow = whole.as_strided(found.shape, found.stride(), found.storage_offset())
             made = FakeTensor(fakes[0].fake_mode, hollow, found.device, constant=found)
-        made.fake_mode.fake_tensor_converter.add_constant_storage_mapping(made)  # a write forgets the numbers of its views
+        made.fake_mode.fake_tensor_converter.add_constant_storage_mapping(
+            made
+        )  # a write forgets the numbers of its views
         return made
 
     def follow(self, node: Node, args: Any, results: list[torch.Tensor]) -> None:
