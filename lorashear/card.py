@@ -103,8 +103,8 @@ def _uses(plan: Plan, folder: Path) -> str:
         imports=f"from peft import PeftModel\n{imports}" if beside else imports,
     )
     if not any(folder.glob("tokenizer*")):
-        lines = (line for line in python.splitlines() if not line.startswith("tokenizer = "))
-        python = "\n".join(lines).replace(", AutoTokenizer", "")
+        python = "\n".join(line for line in python.splitlines() if not line.startswith("tokenizer = "))
+        python = python.replace(", AutoTokenizer", "")
     if beside:
         python = python.removesuffix("```") + WITH_ADAPTER.format(name=name)
     lines: list[str] = []

@@ -108,3 +108,16 @@ def test_a_card_that_cannot_be_read_is_none(readme: str, tmp_path: Path) -> None
     (tmp_path / "README.md").write_text(readme)
     assert card.inherited(tmp_path) in ({}, {"license": "mit"})
     assert card.inherited(tmp_path / "none") == {}
+
+
+def test_without_a_tokenizer_none_is_loaded(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
+    out = lorashear.compile(tmp_path / "model", 0.2, tmp_path / "small", one_shot=True).folder
+    python = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert python is not None
+    lines = [
+        "from transformers import AutoModelForCausalLM",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+    ]
+    assert python[1].splitlines() == lines

@@ -73,9 +73,8 @@ class Numbers:
             whole = torch.empty(size, dtype=found.dtype, device="meta")
             hollow = whole.as_strided(found.shape, found.stride(), found.storage_offset())
             made = FakeTensor(fakes[0].fake_mode, hollow, found.device, constant=found)
-        made.fake_mode.fake_tensor_converter.add_constant_storage_mapping(
-            made
-        )  # a write forgets the numbers of its views
+        # A write that is not known makes the numbers of all views unknown.
+        made.fake_mode.fake_tensor_converter.add_constant_storage_mapping(made)
         return made
 
     def follow(self, node: Node, args: Any, results: list[torch.Tensor]) -> None:
