@@ -147,7 +147,7 @@ def test_what_costs_nothing_goes_first() -> None:
 
 def test_refusals_say_how_far_it_goes_and_what_holds_it_back() -> None:
     shape = Shape()
-    with pytest.raises(Unreachable, match="head widths of 3") as caught:
+    with pytest.raises(Unreachable, match="3 head group") as caught:
         allocate(shape, shape.curves("head"), 0.9)
     assert 0 < caught.value.largest < 0.9
     widths = {n: 1 for n in shape.curves("head")}
